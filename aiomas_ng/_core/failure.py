@@ -1,0 +1,86 @@
+"""Exceptions on the wire: ``[type name, message, *traceback lines]``, and back."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiomas_ng import exceptions
+from aiomas_ng.exceptions import (
+    AiomasError,
+    RemoteArgumentError,
+    RemoteCancelledError,
+    RemoteException,
+    RemoteLookupError,
+    RemoteOverloadError,
+    RemoteSerializationError,
+)
+
+__all__ = ["MAX_TEXT", "MAX_TRACEBACK", "describe", "rebuild"]
+
+#: Longest message or traceback line that is sent, in characters.
+MAX_TEXT: Final = 8192
+#: Most traceback lines that are sent; of a longer traceback the end stays, where the cause is.
+MAX_TRACEBACK: Final = 100
+
+#: Our own errors are named with this prefix, so that a user's error of the same name is not taken for them.
+PREFIX: Final = "aiomas_ng."
+
+REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
+    "aiomas_ng.RoutingError": RemoteLookupError,
+    "aiomas_ng.NotExposedError": RemoteLookupError,
+    "aiomas_ng.ArgumentError": RemoteArgumentError,
+    "aiomas_ng.SerializationError": RemoteSerializationError,
+    "aiomas_ng.DeserializationError": RemoteSerializationError,
+    "aiomas_ng.FrameTooLargeError": RemoteSerializationError,
+    "aiomas_ng.OverloadError": RemoteOverloadError,
+    "CancelledError": RemoteCancelledError,
+}
+
+_OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
+
+
+def describe(exception: BaseException) -> list[str]:
+    """Return *exception* as the list of strings that is sent: type name, message, traceback lines."""
+    name = type(exception).__name__
+    if isinstance(exception, AiomasError) and type(exception).__module__ == exceptions.__name__:
+        name = PREFIX + name
+    try:
+        message = str(exception)
+    except Exception as error:
+        message = f"<str() of the exception failed: {error!r}>"
+    lines = traceback.format_exception(type(exception), exception, _user_traceback(exception))
+    return [_clean(text) for text in (name, message, *lines[-MAX_TRACEBACK:])]
+
+
+def rebuild(origin: Any, content: Any) -> RemoteException:
+    """Return the exception for the *content* of an EXCEPTION frame from the peer *origin*.
+
+    Besides our list a plain string is understood (aiomas sends the traceback so), and anything else by its
+    ``repr``.
+    """
+    if isinstance(content, str):
+        return RemoteException(origin, content, "", content)
+    if not isinstance(content, Sequence) or not content or not all(isinstance(part, str) for part in content):
+        return RemoteException(origin, repr(content), "", repr(content))
+    type_name, message = content[0], content[1] if len(content) > 1 else ""
+    text = "".join(content[2:]) or f"{type_name}: {message}"
+    cls = REMOTE_TYPES.get(type_name, RemoteException)
+    return cls(origin, text, type_name, message)
+
+
+def _user_traceback(exception: BaseException) -> Any:
+    """Return the traceback without the frames of ours that lead to the user's code."""
+    tb = exception.__traceback__
+    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_OUR_FILES):
+        tb = tb.tb_next
+    return tb
+
+
+def _clean(text: str) -> str:
+    """Cut *text* to a length, and replace what no codec can encode (lone surrogates)."""
+    if len(text) > MAX_TEXT:
+        text = text[: MAX_TEXT // 2] + " … " + text[-MAX_TEXT // 2 :]
+    return text.encode("utf-8", "replace").decode("utf-8")

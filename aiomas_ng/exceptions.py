@@ -1,0 +1,324 @@
+"""The errors of aiomas_ng, one tree, named after their cause::
+
+    AiomasError
+    ├── RemoteException            (the peer raised while it worked on our call)
+    │   ├── RemoteLookupError        + LookupError: no such method there, or it is not exposed
+    │   ├── RemoteArgumentError      + TypeError: the arguments do not fit the method
+    │   ├── RemoteSerializationError + ValueError: request or result could not cross the wire
+    │   ├── RemoteOverloadError      the peer has no room for the request
+    │   └── RemoteCancelledError     the peer gave up the work before it was done
+    ├── SerializationError         + ValueError: our value cannot be encoded
+    ├── DeserializationError       + ValueError: the peer's value cannot be decoded
+    ├── FrameTooLargeError         + ValueError
+    ├── ProtocolError              (the peer broke the rules of the wire)
+    │   ├── MalformedFrameError      + ValueError
+    │   ├── UnknownFrameTypeError
+    │   ├── UnknownReplyError        + LookupError
+    │   └── ConnectionStalledError   + ConnectionAbortedError
+    ├── ConnectError               + ConnectionRefusedError: nobody answers at the address
+    │   └── SocketPathError          + FileNotFoundError: nor does its path exist
+    ├── ChannelClosedError         + ConnectionResetError
+    │   ├── ClosedByPeerError
+    │   └── ClosedByUsError
+    ├── CallTimeoutError           + TimeoutError
+    ├── OverloadError              (a limit of ours is reached; nothing was sent)
+    ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
+    ├── AddressError               + ValueError: an address or URL does not parse
+    ├── AddressInUseError          + OSError
+    ├── RoutingError               + LookupError: a path leads nowhere
+    │   └── NotExposedError          it leads to something that is not exposed
+    ├── ArgumentError              + TypeError: the arguments do not fit the method
+    ├── AgentIdError               + ValueError: an agent id is malformed or was given before
+    ├── AgentNotFoundError         + ConnectionError: no agent of that id in the container
+    ├── SpawnError                 + PermissionError: a manager may not create this
+    └── ProcessError               + RuntimeError: a container process did not start, or died
+
+Each also inherits the standard type that a program would catch.  Errors carry their data in attributes
+and put it into words in ``str()``.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+__all__ = [
+    "AddressError",
+    "AddressInUseError",
+    "AgentIdError",
+    "AgentNotFoundError",
+    "AiomasError",
+    "ArgumentError",
+    "CallTimeoutError",
+    "ChannelClosedError",
+    "ClosedByPeerError",
+    "ClosedByUsError",
+    "ConnectError",
+    "ConnectionStalledError",
+    "DeserializationError",
+    "FrameTooLargeError",
+    "MalformedFrameError",
+    "NotExposedError",
+    "OverloadError",
+    "ProcessError",
+    "ProtocolError",
+    "RemoteArgumentError",
+    "RemoteCancelledError",
+    "RemoteException",
+    "RemoteLookupError",
+    "RemoteOverloadError",
+    "RemoteSerializationError",
+    "RoutingError",
+    "SerializationError",
+    "SocketPathError",
+    "SpawnError",
+    "StreamError",
+    "UnknownFrameTypeError",
+    "UnknownReplyError",
+]
+
+
+class AiomasError(Exception):
+    """Base of every error that aiomas_ng raises by itself."""
+
+
+class RemoteException(AiomasError):
+    """An exception that the peer raised while it worked on our call.
+
+    Args:
+        origin: The peer's name, as ``get_extra_info('peername')`` gives it.
+        remote_traceback: The peer's traceback as text.
+        type_name: Name of the exception's type at the peer, ``""`` where the peer did not say.
+        message: The exception's message at the peer.
+
+    The attribute ``path`` is the called path (``'agents/0/step'``) where the call was an RPC, else
+    ``None``; ``agent`` and ``method`` are taken from it.
+    """
+
+    def __init__(self, origin: Any, remote_traceback: str, type_name: str = "", message: str = "") -> None:
+        super().__init__(origin, remote_traceback)
+        self.origin = origin
+        self.remote_traceback = remote_traceback
+        self.type_name = type_name
+        self.message = message
+        self.path: str | None = None
+
+    @property
+    def agent(self) -> str | None:
+        """Id of the agent that raised, or ``None`` where no agent was called."""
+        parts = (self.path or "").split("/")
+        return parts[1] if len(parts) > 2 and parts[0] == "agents" else None
+
+    @property
+    def method(self) -> str | None:
+        """Name of the method that raised, or ``None`` where the call was no RPC."""
+        return self.path.rpartition("/")[2] if self.path else None
+
+    def __str__(self) -> str:
+        where = f"Origin: {self.origin}"
+        if self.path:
+            where += f", in {self.path}"
+        return f"{where}\n{self.remote_traceback}"
+
+
+class RemoteLookupError(RemoteException, LookupError):
+    """The path that we called leads nowhere at the peer, or to something that is not exposed."""
+
+
+class RemoteArgumentError(RemoteException, TypeError):
+    """The arguments of our call do not fit the peer's method."""
+
+
+class RemoteSerializationError(RemoteException, ValueError):
+    """Our request could not be decoded by the peer, or its result could not be encoded or is too large."""
+
+
+class RemoteOverloadError(RemoteException):
+    """The peer had no room for the request; it was not executed."""
+
+
+class RemoteCancelledError(RemoteException):
+    """The peer gave up the work before it was done, for example because it shuts down."""
+
+
+class SerializationError(AiomasError, ValueError):
+    """A value of ours cannot be encoded; nothing was sent."""
+
+
+class DeserializationError(AiomasError, ValueError):
+    """A value of the peer cannot be decoded."""
+
+
+class FrameTooLargeError(AiomasError, ValueError):
+    """A frame is larger than the limit.
+
+    Args:
+        size: Size of the frame's payload in bytes.
+        limit: The largest size allowed, in bytes.
+        what: Which frame, in words.
+    """
+
+    def __init__(self, size: int, limit: int, what: str = "frame") -> None:
+        super().__init__(size, limit, what)
+        self.size = size
+        self.limit = limit
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} has {self.size} bytes, the limit is {self.limit}; "
+            f"send less at a time or raise Limits(frame_size=...) on both sides"
+        )
+
+
+class ProtocolError(AiomasError):
+    """The peer broke the rules of the wire."""
+
+
+class MalformedFrameError(ProtocolError, ValueError):
+    """A frame of the peer is not what its codec writes, or not ``[type, id, content]``."""
+
+
+class UnknownFrameTypeError(ProtocolError):
+    """A frame of the peer has a type that this version does not know."""
+
+
+class UnknownReplyError(ProtocolError, LookupError):
+    """The peer replied to a request that was never sent."""
+
+
+class ConnectionStalledError(ProtocolError, ConnectionAbortedError):
+    """Both directions of a connection stood still for too long, so it was given up."""
+
+
+class ConnectError(AiomasError, ConnectionRefusedError):
+    """No connection could be made to an address.
+
+    Args:
+        address: Where we wanted to connect to.
+        reason: Why it failed.
+    """
+
+    def __init__(self, address: Any, reason: object) -> None:
+        super().__init__(errno.ECONNREFUSED, f"cannot connect to {address}: {reason}")
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot connect to {self.address}: {self.reason}"
+
+
+class SocketPathError(ConnectError, FileNotFoundError):
+    """The path of a Unix domain socket does not exist."""
+
+
+class ChannelClosedError(AiomasError, ConnectionResetError):
+    """The channel is closed.
+
+    Args:
+        reason: Why, in words.
+        was_sent: Of the call that fails with this error: ``False`` if it certainly did not leave this
+            process, ``True`` if the peer may have executed it, ``None`` where no call is concerned.
+    """
+
+    def __init__(self, reason: str = "the connection is closed", was_sent: bool | None = None) -> None:
+        super().__init__(errno.ECONNRESET, reason)
+        self.reason = reason
+        self.was_sent = was_sent
+
+    def __str__(self) -> str:
+        if self.was_sent is None:
+            return self.reason
+        fate = "the peer may have executed this call" if self.was_sent else "this call was not sent"
+        return f"{self.reason}; {fate}"
+
+
+class ClosedByPeerError(ChannelClosedError):
+    """The peer closed the connection, or it broke."""
+
+
+class ClosedByUsError(ChannelClosedError):
+    """The connection was closed on this side."""
+
+
+class CallTimeoutError(AiomasError, TimeoutError):
+    """A call was not answered in time; the peer was told to stop working on it.
+
+    Args:
+        what: The call, in words.
+        timeout: How long we waited, in seconds.
+    """
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what} was not answered within {self.timeout} s"
+
+
+class OverloadError(AiomasError):
+    """A limit of this side is reached (calls in flight, unsent bytes); the request was not sent or not
+    accepted."""
+
+
+class StreamError(AiomasError, RuntimeError):
+    """A streamed reply is used in a way it cannot be, or the peer cannot stream."""
+
+
+class AddressError(AiomasError, ValueError):
+    """An address or URL does not parse."""
+
+
+class AddressInUseError(AiomasError, OSError):
+    """Somebody listens on the address already.
+
+    Args:
+        address: Where we wanted to listen.
+    """
+
+    def __init__(self, address: Any) -> None:
+        super().__init__(errno.EADDRINUSE, f"address {address} is in use")
+        self.address = address
+
+    def __str__(self) -> str:
+        return f"address {self.address} is in use: somebody listens there already"
+
+
+class RoutingError(AiomasError, LookupError):
+    """A path leads nowhere."""
+
+
+class NotExposedError(RoutingError):
+    """A path leads to something that is not exposed."""
+
+
+class ArgumentError(AiomasError, TypeError):
+    """The arguments of a call do not fit the signature of the method."""
+
+
+class AgentIdError(AiomasError, ValueError):
+    """An agent id is malformed, or was given before (ids are never given twice)."""
+
+
+class AgentNotFoundError(AiomasError, ConnectionError):
+    """There is no agent of that id in the container.
+
+    Args:
+        aid: The agent's id.
+        container: The container that was asked.
+    """
+
+    def __init__(self, aid: str, container: Any) -> None:
+        super().__init__(f"agent {aid!r} does not exist in the container at {container}")
+        self.aid = aid
+        self.container = container
+
+
+class SpawnError(AiomasError, PermissionError):
+    """A manager was asked to create something that its owner did not allow."""
+
+
+class ProcessError(AiomasError, RuntimeError):
+    """A container process did not start, or died."""
