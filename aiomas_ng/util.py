@@ -1,0 +1,197 @@
+"""Functions that programs need around agents: event loops, TLS, dates, and objects by their name."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ssl
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from os import PathLike
+from typing import Any, TypeVar, overload
+
+import arrow
+
+__all__ = [
+    "arrow_serializer",
+    "create_task",
+    "get_loop",
+    "make_ssl_client_context",
+    "make_ssl_server_context",
+    "obj_from_str",
+    "run",
+]
+
+T = TypeVar("T")
+
+StrPath = str | PathLike[str]
+
+_background_tasks: set[asyncio.Task[Any]] = set()
+"""The tasks of :func:`create_task` until they are done: a loop itself keeps only weak references."""
+
+
+def arrow_serializer() -> tuple[type[arrow.Arrow], Callable[[Any], str], Callable[[str], arrow.Arrow]]:
+    """Return the arguments of :meth:`aiomas_ng.codecs.Codec.add_serializer` for dates of :mod:`arrow`.
+
+    A date arrives with the same offset from UTC and the same microseconds.  It does not keep the name of its
+    time zone.
+    """
+    return arrow.Arrow, str, _arrow_from_str
+
+
+def _arrow_from_str(text: str) -> arrow.Arrow:
+    # arrow.get() would take numbers and even other types, and does not read offsets that have seconds.
+    if not isinstance(text, str):
+        raise TypeError(f"a date is an ISO 8601 text, not a {type(text).__name__}")
+    return arrow.Arrow.fromdatetime(datetime.fromisoformat(text))
+
+
+def get_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop to use: the running one, else the one that is set for this thread.
+
+    Where none is set, or a closed one, a new one is made and set.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        loop = _get_current_loop()
+    if loop is None or loop.is_closed():
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+    return loop
+
+
+def _get_current_loop() -> asyncio.AbstractEventLoop | None:
+    with warnings.catch_warnings():
+        # Some versions before 3.14 warn that they make a loop where none is set, which is what we want.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return asyncio.get_event_loop()
+        except RuntimeError:
+            return None
+
+
+@overload
+def run(until: None = None, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
+@overload
+def run(until: Awaitable[T], loop: asyncio.AbstractEventLoop | None = None) -> T: ...
+def run(until: Awaitable[T] | None = None, loop: asyncio.AbstractEventLoop | None = None) -> T | None:
+    """Run the event loop for ever, or until something is done.
+
+    Args:
+        until: A coroutine, task or future to wait for.  ``None`` runs until ``loop.stop()`` is called.
+        loop: The loop to run, by default that of :func:`get_loop`.
+
+    Returns:
+        The result of *until*.
+
+    Raises:
+        RuntimeError: The loop is running already.
+        Exception: What *until* raises.
+    """
+    loop = loop or get_loop()
+    if until is None:
+        loop.run_forever()
+        return None
+    return loop.run_until_complete(until)
+
+
+def create_task(
+    coro: Coroutine[Any, Any, T],
+    ignore_cancel: bool = True,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> asyncio.Task[T]:
+    """Run a coroutine in the background, without waiting for it.
+
+    The task is kept until it is done.  An exception in it goes to the exception handler of the loop as soon
+    as the task is done, which by default logs it with its traceback.
+
+    Args:
+        coro: The coroutine.
+        ignore_cancel: If false, a cancellation is reported like an exception.
+        loop: The loop to run it in, by default that of :func:`get_loop`; it need not run yet.
+
+    Returns:
+        The task; it may be awaited and cancelled.
+    """
+    task = (loop or get_loop()).create_task(coro)
+    _background_tasks.add(task)
+
+    def report(task: asyncio.Task[T]) -> None:
+        _background_tasks.discard(task)
+        if task.cancelled():
+            exc: BaseException | None = None if ignore_cancel else asyncio.CancelledError()
+        else:
+            exc = task.exception()
+        if exc is not None:
+            context = {"message": "Exception in background task", "exception": exc, "task": task}
+            task.get_loop().call_exception_handler(context)
+
+    task.add_done_callback(report)
+    return task
+
+
+def obj_from_str(obj_path: str) -> Any:
+    """Return the object that ``'module:object'`` names, for example ``'package.module:Class.method'``.
+
+    The module is imported, which runs its code: never call this with what a peer has sent.
+
+    Raises:
+        ValueError: *obj_path* is malformed.
+        ImportError: The module cannot be imported.
+        AttributeError: The object does not exist.
+    """
+    module, colon, names = obj_path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *names.split("."))) or not colon:
+        raise ValueError(f"Malformed object name {obj_path!r}: expected 'module:object'")
+    obj: Any = importlib.import_module(module)
+    for name in names.split("."):
+        obj = getattr(obj, name)
+    return obj
+
+
+def make_ssl_server_context(cafile: StrPath, certfile: StrPath, keyfile: StrPath) -> ssl.SSLContext:
+    """Return a TLS context for servers that know their clients.
+
+    TLS 1.3 or later, without compression.  A client must show a certificate as well.
+
+    Args:
+        cafile: Certificates of the authority that has signed those of the clients (PEM).
+        certfile: Certificate of the server, with the chain up to the authority (PEM).
+        keyfile: Private key of the server (PEM).
+
+    Raises:
+        OSError: A file cannot be read.
+        ssl.SSLError: A file holds something else, or key and certificate do not match.
+    """
+    return _make_ssl_context(ssl.PROTOCOL_TLS_SERVER, cafile, certfile, keyfile)
+
+
+def make_ssl_client_context(cafile: StrPath, certfile: StrPath, keyfile: StrPath) -> ssl.SSLContext:
+    """Return a TLS context for clients, the counterpart of :func:`make_ssl_server_context`.
+
+    The server's certificate must be issued to the host name that the client connects to.
+
+    Args:
+        cafile: Certificates of the authority that has signed that of the server (PEM).
+        certfile: Certificate of the client, with the chain up to the authority (PEM).
+        keyfile: Private key of the client (PEM).
+
+    Raises:
+        OSError: A file cannot be read.
+        ssl.SSLError: A file holds something else, or key and certificate do not match.
+    """
+    context = _make_ssl_context(ssl.PROTOCOL_TLS_CLIENT, cafile, certfile, keyfile)
+    context.check_hostname = True
+    return context
+
+
+def _make_ssl_context(protocol: int, cafile: StrPath, certfile: StrPath, keyfile: StrPath) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_COMPRESSION
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cafile=cafile)
+    context.load_cert_chain(certfile=certfile, keyfile=keyfile)
+    return context
