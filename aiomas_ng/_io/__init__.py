@@ -1,0 +1,1 @@
+"""The asyncio parts of the channel that are nobody's API: replies, jobs, dialling and listening."""

@@ -1,0 +1,138 @@
+"""The half of a channel that sends requests: calls, one-way messages, and the replies to them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiomas_ng._core import failure, frames
+from aiomas_ng._core.frames import MESSAGE, REQUEST
+from aiomas_ng._io.connection import Connection, logger
+from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
+from aiomas_ng.exceptions import AiomasError, MalformedFrameError, OverloadError, ProtocolError
+
+__all__ = ["Caller"]
+
+
+class Caller(Connection):
+    """Sends requests and takes their replies."""
+
+    def send(
+        self,
+        content: Any,
+        *,
+        timeout: float | None = None,
+        path: str | None = None,
+        reply: Reply | None = None,
+    ) -> Reply:
+        """Send the request *content*; return the :class:`Reply`, a future, which need not be awaited.
+
+        Args:
+            content: Anything the codec encodes.  It is encoded at once, so it may be changed afterwards.
+            timeout: Seconds to wait for the reply; ``None`` for no limit.
+            path: Name of what is called, for errors.
+            reply: A reply that was made before there was a connection, to be used and returned.
+
+        Raises:
+            SerializationError: *content* cannot be encoded.
+            FrameTooLargeError: It is too large.
+            OverloadError: Too many requests or bytes wait already.
+            ChannelClosedError: The connection has ended.
+
+        The reply fails with :exc:`~aiomas_ng.exceptions.RemoteException` if the peer raised, with
+        :exc:`~aiomas_ng.exceptions.ChannelClosedError` if the connection ended first, with
+        :exc:`~aiomas_ng.exceptions.CallTimeoutError` after *timeout*.
+        """
+        if self._error is not None:
+            self._raise_closed()
+        if self._protocol.is_paused:
+            self._check_backlog()
+        if reply is None:
+            reply = Reply(self._loop, path)
+        reply._msg_id = msg_id = self._exchange.open(reply)
+        reply._channel = self
+        try:
+            self._protocol.write(self._encode((REQUEST, msg_id, content)))
+        except BaseException:
+            self._exchange.settle(msg_id)
+            raise
+        if timeout is not None:
+            reply.expire_after(timeout)
+        if not self._is_reading:
+            self._start_reading()
+        return reply
+
+    def post(self, content: Any, *, lane: int = frames.LANE_RPC) -> None:
+        """Send the one-way message *content*: it is not answered.
+
+        At a peer of ours it arrives as a :class:`Request` with ``is_oneway``, in order with the requests. A
+        peer that is not (yet) known to be one of ours gets a request, whose reply is dropped.
+
+        Raises:
+            SerializationError, FrameTooLargeError, OverloadError, ChannelClosedError: As for :meth:`send`.
+        """
+        if self._error is not None:
+            self._raise_closed()
+        if self._protocol.is_paused:
+            self._check_backlog()
+        if self._exchange.is_peer_ours:
+            self._protocol.write(self._encode((MESSAGE, lane, content)))
+        elif lane == frames.LANE_RPC:
+            self.send(content).add_done_callback(_drop_outcome)
+        else:
+            raise ProtocolError("the peer has not shown that it understands one-way messages")
+
+    def _check_backlog(self) -> None:
+        if self._protocol.is_backlogged():
+            size = self._transport.get_write_buffer_size()
+            raise OverloadError(
+                f"the peer does not read: {size} bytes wait to be sent, the limit is {self._limits.backlog}"
+            )
+
+    def _abandon(self, msg_id: int) -> None:
+        """The caller of request *msg_id* gave up: forget it, and tell a peer that understands."""
+        if self._exchange.abandon(msg_id):
+            self._send_control(frames.CANCEL, msg_id)
+
+    def _grant(self, msg_id: int, count: int) -> None:
+        self._send_control(frames.CREDIT, msg_id, count)
+
+    def _take_exception(self, msg_id: Any, content: Any) -> None:
+        error = failure.rebuild(self._protocol._peername(), content)
+        if msg_id is None:
+            logger.warning(
+                "%s rejected a frame of ours: %s: %s", error.origin, error.type_name, error.message
+            )
+            return
+        self._fail_call(self._exchange.settle(msg_id), error)
+
+    def _take_stream_frame(self, msg_type: int, msg_id: Any, content: Any) -> None:
+        call = self._exchange.find(msg_id)
+        if msg_type == frames.STREAM and type(call) is Reply:
+            state = StreamState(self, msg_id, self._limits.stream_window, call.path)
+            self._exchange.calls[msg_id] = state
+            self._grant(msg_id, self._limits.stream_window)
+            if not call.done():
+                call.set_result(ReplyStream(state))
+        elif msg_type == frames.ITEM and type(call) is StreamState:
+            try:
+                call.put(content)
+            except ProtocolError as error:
+                self._abandon(msg_id)
+                call.end(error)
+                raise
+        elif call is not None:
+            raise MalformedFrameError(
+                f"a frame of type {msg_type} does not fit the state of request {msg_id!r}"
+            )
+
+    def _fail_calls(self, error: AiomasError) -> None:
+        """Fail all calls that wait with *error*, without closing."""
+        for call in list(self._exchange.calls.values()):
+            self._exchange.abandon(call._msg_id)
+            self._fail_call(call, error)
+
+
+def _drop_outcome(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled():
+        reply.exception()

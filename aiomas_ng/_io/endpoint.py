@@ -1,0 +1,293 @@
+"""Dialling and listening: the same few steps for TCP, Unix sockets and LocalQueue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from aiomas_ng import local_queue
+from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
+from aiomas_ng.exceptions import AddressError, AddressInUseError, ConnectError, SocketPathError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aiomas_ng.channel import ChannelProtocol
+
+__all__ = ["Server", "as_address", "dial", "listen"]
+
+#: The first pause between two attempts to connect, its growth, and the longest one, in seconds.
+FIRST_PAUSE: Final = 0.02
+PAUSE_GROWTH: Final = 1.5
+LONGEST_PAUSE: Final = 2.0
+
+#: How often a port is looked for that is free on all addresses of a host.
+PORT_ATTEMPTS: Final = 10
+
+ProtocolFactory = Callable[[], "ChannelProtocol"]
+
+
+def as_address(addr: Any) -> tuple[str, int] | str | local_queue.LocalQueue:
+    """Return *addr*, which may be a URL, as ``(host, port)``, the path of a Unix socket or a LocalQueue.
+
+    Raises:
+        AddressError: It is none of these.
+    """
+    if isinstance(addr, Address):
+        return local_queue.get_queue(str(addr.place)) if addr.protocol == "local" else addr.place
+    if isinstance(addr, local_queue.LocalQueue):
+        return addr
+    if isinstance(addr, tuple | list):
+        return parse_host_port(tuple(addr))
+    if isinstance(addr, str | os.PathLike):
+        path = os.fspath(addr)
+        if isinstance(path, str) and "://" in path:
+            address, rest = parse_url(path)
+            if rest:
+                raise AddressError(
+                    f"{path!r} is the URL of an agent; expected that of a server: {address.url}"
+                )
+            return as_address(address)
+        if isinstance(path, str) and path:
+            return path
+    raise AddressError(
+        f"unknown type of address: {addr!r}; "
+        f"expected (host, port), the path of a Unix socket, a LocalQueue or a URL"
+    )
+
+
+async def dial(
+    addr: Any,
+    factory: ProtocolFactory,
+    *,
+    timeout: float | None = 0,
+    loop: asyncio.AbstractEventLoop,
+    **kwds: Any,
+) -> ChannelProtocol:
+    """Connect to *addr*; see :func:`aiomas_ng.channel.open_connection` for *timeout*."""
+    target = as_address(addr)
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            if not timeout:  # once, or for ever: as long as the system lets an attempt take
+                return await _connect(target, factory, loop, kwds)
+            return await asyncio.wait_for(
+                _connect(target, factory, loop, kwds), max(0.001, deadline - time.monotonic())
+            )
+        except ConnectError:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            # The last attempt is made when the time is up, not before.
+            await asyncio.sleep(min(pause, left))
+            pause = min(LONGEST_PAUSE, pause * PAUSE_GROWTH)
+        except TimeoutError as error:
+            raise ConnectError(addr, f"no answer within {timeout} s") from error
+
+
+async def _connect(
+    target: tuple[str, int] | str | local_queue.LocalQueue,
+    factory: ProtocolFactory,
+    loop: asyncio.AbstractEventLoop,
+    kwds: dict[str, Any],
+) -> ChannelProtocol:
+    connecting: Coroutine[Any, Any, tuple[Any, Any]]
+    if isinstance(target, local_queue.LocalQueue):
+        connecting = local_queue.create_connection(factory, target, loop=loop, **kwds)
+    elif isinstance(target, str):
+        connecting = loop.create_unix_connection(factory, target, **kwds)
+    else:
+        connecting = loop.create_connection(factory, *target, **kwds)
+    try:
+        _, protocol = await connecting
+    except (ConnectError, TimeoutError):
+        raise
+    except FileNotFoundError as error:
+        raise SocketPathError(target, "the path does not exist") from error
+    except OSError as error:  # among them those of name resolution and TLS
+        raise ConnectError(target, error) from error
+    return protocol  # type: ignore[no-any-return]  # typeshed does not tie it to the factory here
+
+
+class Server:
+    """A server as :mod:`asyncio` knows it, alike on every transport and every version of Python.
+
+    ``close`` stops listening at once and frees the address; connections that are open stay so.
+    ``wait_closed`` returns when it has stopped
+    listening: it does not wait for connections, as :class:`asyncio.Server` has done since Python 3.12.
+    """
+
+    def __init__(
+        self, server: asyncio.AbstractServer, address: Address, socket_file: tuple[str, int] | None
+    ) -> None:
+        self._server = server
+        self._address = address
+        self._socket_file = (
+            socket_file  # path and inode of a Unix socket, to remove it only if it is still ours
+        )
+        self._closed = server.get_loop().create_future()
+        self._connections: set[ChannelProtocol] = set()
+
+    def __repr__(self) -> str:
+        return f"<Server at {self.url}{'' if self.is_serving() else ', not serving'}>"
+
+    @property
+    def url(self) -> str:
+        """The server's base URL; with port 0 it has the port that was given by the system."""
+        return self._address.url
+
+    @property
+    def address(self) -> Address:
+        """Where the server listens."""
+        return self._address
+
+    @property
+    def sockets(self) -> tuple[Any, ...]:
+        """The listening sockets, none for LocalQueue or after the end."""
+        return tuple(getattr(self._server, "sockets", ()) or ())
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that the server belongs to."""
+        return self._server.get_loop()
+
+    def is_serving(self) -> bool:
+        """Return whether new connections are accepted."""
+        return self._server.is_serving()
+
+    async def start_serving(self) -> None:
+        """Begin to accept connections, if that was put off by ``start_serving=False``."""
+        await self._server.start_serving()
+
+    def close(self) -> None:
+        """Stop listening; safe to be called twice."""
+        if self._closed.done():
+            return
+        self._closed.set_result(None)
+        self._server.close()
+        if self._socket_file is not None:
+            path, inode = self._socket_file
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+
+    def close_clients(self) -> None:
+        """Close the connections that were accepted."""
+        for protocol in list(self._connections):
+            if protocol.transport is not None:
+                protocol.transport.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until :meth:`close` was called."""
+        await asyncio.shield(self._closed)
+
+    async def serve_forever(self) -> None:
+        """Accept connections until this is cancelled or the server is closed; then close it."""
+        try:
+            await self.start_serving()
+            await self.wait_closed()
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+        await self.wait_closed()
+
+
+async def listen(
+    addr: Any,
+    factory: Callable[[set[ChannelProtocol]], ChannelProtocol],
+    *,
+    loop: asyncio.AbstractEventLoop,
+    **kwds: Any,
+) -> Server:
+    """Listen on *addr*; the *factory* is given the set that the server keeps its connections in.
+
+    Raises:
+        AddressError: *addr* is no address.
+        AddressInUseError: Somebody listens there already.
+    """
+    target = as_address(addr)
+    connections: set[ChannelProtocol] = set()
+
+    def make_protocol() -> ChannelProtocol:
+        return factory(connections)
+
+    server: asyncio.AbstractServer
+    socket_file = None
+    try:
+        if isinstance(target, local_queue.LocalQueue):
+            kwds.pop("start_serving", None)  # nothing is accepted before the caller lets the loop run
+            server = await local_queue.create_server(make_protocol, target, **kwds)
+            address = Address("local", target.queue_id)
+        elif isinstance(target, str):
+            _claim_path(target)
+            server = await loop.create_unix_server(make_protocol, target, **kwds)
+            socket_file = (target, os.stat(target).st_ino)
+            address = Address("ipc", target)
+        else:
+            server, port = await _listen_tcp(make_protocol, target, loop, kwds)
+            address = Address("tcp", (target[0], port))
+    except AddressInUseError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUseError(addr) from error
+        raise
+    result = Server(server, address, socket_file)
+    result._connections = connections
+    return result
+
+
+async def _listen_tcp(
+    factory: ProtocolFactory, target: tuple[str, int], loop: asyncio.AbstractEventLoop, kwds: dict[str, Any]
+) -> tuple[asyncio.AbstractServer, int]:
+    """Return a server and its port, which is one and the same for all the addresses that a host name stands
+    for."""
+    host, port = target
+    for _ in range(PORT_ATTEMPTS):
+        server = await loop.create_server(factory, host, port, **kwds)
+        ports = {sock.getsockname()[1] for sock in server.sockets}
+        if len(ports) == 1:
+            return server, ports.pop()
+        # Port 0 gave each address a port of its own: try to have one of them everywhere.
+        server.close()
+        try:
+            return await loop.create_server(factory, host, min(ports), **kwds), min(ports)
+        except OSError:
+            continue
+    raise OSError(errno.EADDRINUSE, f"found no port that is free on all addresses of {host!r}")
+
+
+def _claim_path(path: str) -> None:
+    """Make sure that nobody listens on the Unix socket *path*: asyncio would take it away from them.
+
+    Raises:
+        AddressInUseError: Somebody does.
+    """
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise AddressInUseError(f"{path} (a file that is no socket)")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            pass  # alive, its backlog is full
+        except OSError:
+            return  # left behind by a process that is gone
+    raise AddressInUseError(path)

@@ -1,0 +1,518 @@
+"""Request-reply channels over TCP, TLS, Unix domain sockets and LocalQueue.
+
+One :class:`Channel` is one connection; both of its ends may send requests and answer those of the other. The
+way of a request::
+
+    Channel.send ── codec ── frame ──▶ transport ──▶ ChannelProtocol.data_received
+        │ Reply (a future)                               │ FrameParser, codec
+        ▼                                                ▼
+    data_received ◀── transport ◀── frame ── codec ◀── handler, or Channel.recv and Request.reply
+
+A handler that is a plain function is run inside ``data_received``: no task and no queue lie between the bytes
+of a request and those of its reply, and the replies to all requests of one read go out in one write.
+
+The reference is the API page of ``aiomas.channel``. We differ in that a call that ends early harms no other,
+that everything is bounded (see :class:`Limits`), and in what is new: URLs as addresses, one-way messages,
+streamed replies, cancellation that reaches the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from aiomas_ng import codecs, local_queue, util
+from aiomas_ng._core import frames
+from aiomas_ng._core.frames import EXCEPTION, MESSAGE, REQUEST, RESULT
+from aiomas_ng._core.framing import HEADER as Header
+from aiomas_ng._core.framing import FrameParser, Oversized, encode_frame
+from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io.answerer import Answerer, Request
+from aiomas_ng._io.caller import Caller
+from aiomas_ng._io.connection import logger
+from aiomas_ng._io.endpoint import Server, dial, listen
+from aiomas_ng._io.job import is_awaitable
+from aiomas_ng._io.reply import Reply, ReplyStream
+from aiomas_ng.exceptions import (
+    AiomasError,
+    ChannelClosedError,
+    ClosedByPeerError,
+    DeserializationError,
+    FrameTooLargeError,
+    MalformedFrameError,
+    ProtocolError,
+    UnknownFrameTypeError,
+)
+
+__all__ = [
+    "DEFAULT_CODEC",
+    "EXCEPTION",
+    "REQUEST",
+    "RESULT",
+    "Channel",
+    "ChannelProtocol",
+    "Header",
+    "Limits",
+    "Reply",
+    "ReplyStream",
+    "Request",
+    "Server",
+    "open_connection",
+    "open_pair",
+    "start_server",
+]
+
+DEFAULT_CODEC: Final = codecs.MsgPack
+
+CodecFactory = Callable[[], codecs.Codec]
+Serializers = Iterable[Callable[[], tuple[Any, ...]]]
+
+
+async def open_connection(
+    addr: Any,
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
+    codec: CodecFactory | None = None,
+    extra_serializers: Serializers = (),
+    timeout: float | None = 0,
+    limits: Limits = DEFAULT_LIMITS,
+    **kwds: Any,
+) -> Channel:
+    """Connect to *addr* and return the :class:`Channel`.
+
+    Args:
+        addr: ``(host, port)``, the path of a Unix domain socket, a
+            :class:`~aiomas_ng.local_queue.LocalQueue`, or one of them as a URL: ``tcp://host:port``,
+            ``ipc://[path]``, ``local://id``.
+        loop: The event loop, by default the running one.
+        codec: A subclass of :class:`~aiomas_ng.codecs.Codec`, by default :class:`~aiomas_ng.codecs.MsgPack`.
+        extra_serializers: Callables that return the arguments of
+            :meth:`~aiomas_ng.codecs.Codec.add_serializer`.
+        timeout: Seconds to go on trying, with growing pauses, while nobody answers; 0 tries once, ``None``
+            for ever.
+        limits: Bounds of this side of the connection.
+        **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``, for example
+            ``ssl``.
+
+    Raises:
+        ConnectError: Nobody answers at *addr* (a ``ConnectionRefusedError``).
+        SocketPathError: Nor does the socket's path exist (a ``FileNotFoundError`` as well).
+        AddressError: *addr* is no address.
+
+    Cancelling it is safe; the attempt is given up.
+    """
+    loop = loop or util.get_loop()
+    make_codec = _codec_factory(codec, extra_serializers)
+    instance = make_codec()  # before anything is dialled: a codec may miss its package
+
+    def factory() -> ChannelProtocol:
+        return ChannelProtocol(instance, loop=loop, limits=limits)
+
+    protocol = await dial(addr, factory, timeout=timeout, loop=loop, **kwds)
+    if protocol.channel is None:
+        raise ClosedByPeerError("the connection was closed before it was made")
+    return protocol.channel
+
+
+async def start_server(
+    addr: Any,
+    client_connected_cb: Callable[[Channel], Any],
+    *,
+    loop: asyncio.AbstractEventLoop | None = None,
+    codec: CodecFactory | None = None,
+    extra_serializers: Serializers = (),
+    limits: Limits = DEFAULT_LIMITS,
+    **kwds: Any,
+) -> Server:
+    """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
+
+    Args:
+        addr: As for :func:`open_connection`.  With port 0 the system gives one: see :attr:`Server.url`.
+        client_connected_cb: A function or coroutine function.  If it fails, that connection is closed.
+        loop: The event loop, by default the running one.
+        codec: As for :func:`open_connection`; each connection gets an instance.
+        extra_serializers: As for :func:`open_connection`.
+        limits: Bounds of this side of each connection.
+        **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``, for example ``ssl``.
+
+    Raises:
+        AddressInUseError: Somebody listens on *addr* already.
+        AddressError: *addr* is no address.
+    """
+    loop = loop or util.get_loop()
+    make_codec = _codec_factory(codec, extra_serializers)
+    make_codec()
+
+    def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
+        protocol = ChannelProtocol(make_codec(), client_connected_cb, loop=loop, limits=limits)
+        protocol._connections = connections
+        return protocol
+
+    return await listen(addr, factory, loop=loop, **kwds)
+
+
+async def open_pair(
+    name: str,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    codec: CodecFactory | None = None,
+    extra_serializers: Serializers = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[Channel, Channel]:
+    """Return the two ends of a channel within this process: no server, no socket, the same semantics.
+
+    Args:
+        name: What both ends call their peer.
+        loop: The event loop.
+        codec: As for :func:`open_connection`.
+        extra_serializers: As for :func:`open_connection`.
+        limits: Bounds of both ends.
+    """
+    make_codec = _codec_factory(codec, extra_serializers)
+    near, far = (ChannelProtocol(make_codec(), loop=loop, limits=limits) for _ in range(2))
+    await local_queue.create_pair(lambda: near, lambda: far, names=(name, name), loop=loop)
+    assert near.channel is not None
+    assert far.channel is not None
+    return near.channel, far.channel
+
+
+def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:
+    make = codec or DEFAULT_CODEC
+    serializers = tuple(extra_serializers or ())
+
+    def factory() -> codecs.Codec:
+        instance = make()
+        for serializer in serializers:
+            instance.add_serializer(*serializer())
+        return instance
+
+    return factory
+
+
+class ChannelProtocol(asyncio.Protocol):
+    """Between a transport and a :class:`Channel`: bytes to frames and back, and flow control.
+
+    Args:
+        codec: Encodes and decodes the frames.
+        client_connected_cb: A function or coroutine function that is called with the new channel.
+        loop: The event loop.
+        limits: Bounds of this side.
+    """
+
+    def __init__(
+        self,
+        codec: codecs.Codec,
+        client_connected_cb: Callable[[Channel], Any] | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.codec = codec
+        self.transport: Any = None
+        self.channel: Channel | None = None
+        self.limits = limits
+        self.is_paused = False  #: Whether the peer reads too slowly for what we write.
+        self._client_connected_cb = client_connected_cb
+        self._loop = loop
+        self._parser = FrameParser(limits.frame_size)
+        self._connections: set[ChannelProtocol] | None = None
+        self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._corked: list[bytes] | None = None  # frames written while a read is handled
+        self._is_decoding_known = False  # whether a frame of the peer was ever decoded
+        self._callback_task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Make the :class:`Channel` and hand it to the ``client_connected_cb``."""
+        self.transport = transport
+        self.channel = Channel(self, self.codec, transport, self._loop)
+        if self._connections is not None:
+            self._connections.add(self)
+        if self._client_connected_cb is None:
+            return
+        try:
+            result = self._client_connected_cb(self.channel)
+        except Exception:
+            self._callback_failed()
+        else:
+            if is_awaitable(result):
+                self._callback_task = self._loop.create_task(self._run_callback(result))
+
+    async def _run_callback(self, result: Awaitable[Any]) -> None:
+        try:
+            await result
+        except Exception as error:
+            # The usual way for such a callback to end is that its recv() meets the end of the connection.
+            if not isinstance(error, ChannelClosedError):
+                self._callback_failed()
+
+    def _callback_failed(self) -> None:
+        logger.exception("client_connected_cb failed; closing the connection from %s", self._peername())
+        self.transport.close()
+
+    def _peername(self) -> Any:
+        return self.transport.get_extra_info("peername") or self.transport.get_extra_info("sockname")
+
+    def data_received(self, data: bytes) -> None:
+        """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
+        channel = self.channel
+        assert channel is not None
+        decode = self.codec.decode
+        self._corked = []
+        try:
+            for frame in self._parser.feed(data):
+                if channel._error is not None:
+                    break
+                if isinstance(frame, Oversized):
+                    self._reject_oversized(frame)
+                    continue
+                try:
+                    msg_type, msg_id, content = decode(frame)
+                except Exception as error:
+                    self._reject_undecodable(frame, error)
+                    continue
+                self._is_decoding_known = True
+                try:
+                    channel._take_frame(msg_type, msg_id, content, len(frame))
+                except ProtocolError as error:
+                    channel._note_violation(error)
+        finally:
+            corked, self._corked = self._corked, None
+            if corked:
+                self.transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
+
+    def write(self, payload: bytes) -> None:
+        """Write *payload* as a frame.
+
+        Raises:
+            FrameTooLargeError: It is above the limit.
+        """
+        frame = encode_frame(payload, self.limits.frame_size)
+        if self._corked is not None:
+            self._corked.append(frame)
+        else:
+            self.transport.write(frame)
+
+    def is_backlogged(self) -> bool:
+        """Return whether the bytes that the peer does not read have reached the limit."""
+        return self.is_paused and self.transport.get_write_buffer_size() >= self.limits.backlog
+
+    def _reject_oversized(self, frame: Oversized) -> None:
+        error = FrameTooLargeError(frame.size, self.limits.frame_size, "a frame from the peer")
+        self._reject(frame.head, error)
+
+    def _reject_undecodable(self, frame: bytes, error: Exception) -> None:
+        cause = (
+            error
+            if isinstance(error, DeserializationError)
+            else MalformedFrameError(f"not [type, id, content]: {error}")
+        )
+        self._reject(frame, cause)
+
+    def _reject(self, payload: bytes, error: AiomasError) -> None:
+        """Answer or end the request that a bad frame belongs to, if that can still be read from it."""
+        channel = self.channel
+        assert channel is not None
+        envelope = self.codec.peek(payload)
+        if envelope is not None:
+            self._is_decoding_known = True
+            channel._reject_frame(*envelope, error)
+            return
+        violation = MalformedFrameError(f"{type(error).__name__}: {error}")
+        violation.__cause__ = error
+        if isinstance(error, FrameTooLargeError):
+            # It may have been the reply to any call: waiting on would be waiting for ever.
+            channel._fail_calls(error)
+        elif not self._is_decoding_known:
+            hint = (
+                f"{violation} (do both sides use the same codec? this one uses {type(self.codec).__name__})"
+            )
+            violation = MalformedFrameError(hint)
+            violation.__cause__ = error
+            channel._fail_calls(violation)
+        channel._note_violation(violation)
+
+    def eof_received(self) -> None:
+        """The peer has closed its side: fail what waits, and let the transport close."""
+        if self.channel is not None:
+            self.channel._set_error(self._lost_error(None))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail everything that waits with a :exc:`~aiomas_ng.exceptions.ChannelClosedError`."""
+        if self._connections is not None:
+            self._connections.discard(self)
+        if self.channel is not None:
+            self.channel._set_error(self._lost_error(exc))
+            self.channel._connection_lost()
+        self.is_paused = False
+        while self._drain_waiters:
+            waiter = self._drain_waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _lost_error(self, exc: Exception | None) -> ChannelClosedError:
+        reason = "the peer closed the connection" if exc is None else f"the connection broke: {exc}"
+        unfinished = self._parser.unfinished
+        if unfinished:
+            reason += f" in the middle of a frame ({unfinished} bytes of it had arrived)"
+        error = ClosedByPeerError(reason)
+        error.__cause__ = exc
+        return error
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full: new requests of the peer wait until it has emptied."""
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has emptied: go on."""
+        self.is_paused = False
+        while self._drain_waiters and not self.is_paused:
+            waiter = self._drain_waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.channel is not None:
+            self.channel._writing_resumed()
+
+    async def drain(self) -> None:
+        """Wait until the transport's buffer has room.
+
+        Raises:
+            ChannelClosedError: The connection has ended.
+        """
+        assert self.channel is not None
+        while self.is_paused and self.channel._error is None:
+            waiter = self._loop.create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+        self.channel._check_open()
+
+
+class Channel(Caller, Answerer):
+    """One end of a connection: sends requests (:meth:`send`), and receives those of the other end
+    (:meth:`recv`).
+
+    Made by :func:`open_connection` and :func:`start_server`.
+
+    Args:
+        protocol: Reads and writes the frames.
+        codec: The codec of this connection.
+        transport: The transport.
+        loop: The event loop.
+    """
+
+    def __init__(
+        self, protocol: ChannelProtocol, codec: codecs.Codec, transport: Any, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(protocol, codec, transport, loop)
+        self._violations = 0
+
+    def _take_frame(self, msg_type: Any, msg_id: Any, content: Any, size: int) -> None:
+        """Take a decoded frame.
+
+        Raises:
+            ProtocolError: It breaks the rules.
+        """
+        if type(msg_type) is not int:
+            raise MalformedFrameError(f"a frame's type must be an integer but is {msg_type!r:.100}")
+        if msg_type == RESULT:
+            call = self._exchange.settle(msg_id)
+            if type(call) is Reply:
+                if not call.done():
+                    call.set_result(content)
+            elif call is not None:
+                call.end()
+        elif msg_type == REQUEST:
+            if type(msg_id) is not int and type(msg_id) is not str:
+                raise MalformedFrameError(
+                    f"a request's id must be an integer or a string but is {msg_id!r:.100}"
+                )
+            exchange = self._exchange
+            if not exchange._has_seen_request and exchange.greet(msg_id):
+                self._welcome()
+            if self._handler is not None and not self._protocol.is_paused:
+                self._handler(msg_id, content)
+            else:
+                self._put_inbox(msg_id, content, size)
+        elif msg_type == EXCEPTION:
+            self._take_exception(msg_id, content)
+        else:
+            self._take_extension(msg_type, msg_id, content, size)
+
+    def _take_extension(self, msg_type: int, msg_id: Any, content: Any, size: int) -> None:
+        """Take a frame of a type that only peers of ours send."""
+        if not frames.CANCEL <= msg_type <= frames.STREAM:
+            raise UnknownFrameTypeError(f"a frame has the unknown type {msg_type}")
+        if not self._exchange.is_peer_ours:
+            self._welcome(greet=False)
+        if msg_type == MESSAGE:
+            if msg_id != frames.LANE_RPC:
+                raise MalformedFrameError(
+                    f"a one-way message is for lane {msg_id!r:.100}, which nobody serves"
+                )
+            if self._handler is not None and not self._protocol.is_paused:
+                self._handler(None, content)
+            else:
+                self._put_inbox(None, content, size)
+        elif msg_type == frames.ITEM or msg_type == frames.STREAM:
+            self._take_stream_frame(msg_type, msg_id, content)
+        elif msg_type == frames.CREDIT:
+            if type(content) is not int or content <= 0:
+                raise MalformedFrameError(f"credit must be an integer > 0 but is {content!r:.100}")
+            job = self._exchange.jobs.get(msg_id) if isinstance(msg_id, int | str) else None
+            if job is not None:
+                job.grant(content)
+        elif msg_type == frames.CANCEL:
+            job = self._exchange.jobs.get(msg_id) if isinstance(msg_id, int | str) else None
+            if job is not None:
+                job.cancel()
+            else:
+                self._drop_from_inbox(msg_id)
+        elif msg_type == frames.PING:
+            self._send_control(frames.PONG, msg_id if isinstance(msg_id, int | str) else 0)
+
+    def _welcome(self, greet: bool = True) -> None:
+        """The peer has shown that it is one of ours: say the same of us, and cancel what was abandoned
+        before."""
+        abandoned = self._exchange.recognize()
+        if greet:
+            self._send_control(frames.SESSION, 0, {"version": frames.WIRE_VERSION})
+        for msg_id in abandoned:
+            self._send_control(frames.CANCEL, msg_id)
+
+    def _reject_frame(self, msg_type: int, msg_id: Any, error: AiomasError) -> None:
+        """A frame whose type and id are known cannot be taken: end the request it belongs to, and nothing
+        else."""
+        if msg_type == REQUEST and isinstance(msg_id, int | str):
+            if self._exchange.greet(msg_id):
+                self._welcome()
+            self._answer_error(msg_id, error)
+            logger.warning("a request from %s cannot be taken: %s", self._protocol._peername(), error)
+            return
+        try:
+            if msg_type in (RESULT, EXCEPTION):
+                self._fail_call(self._exchange.settle(msg_id), error)
+                return
+            if msg_type == frames.ITEM:
+                call = self._exchange.find(msg_id)
+                if call is not None:
+                    self._abandon(msg_id)
+                    self._fail_call(call, error)
+                return
+        except ProtocolError as violation:
+            self._note_violation(violation)
+            return
+        self._note_violation(MalformedFrameError(f"a frame of type {msg_type} cannot be taken: {error}"))
+
+    def _note_violation(self, error: ProtocolError) -> None:
+        """Log a broken rule and tell the peer; close the connection when there were too many."""
+        self._violations += 1
+        logger.warning(
+            "%s broke the rules of the wire: %s: %s", self._protocol._peername(), type(error).__name__, error
+        )
+        if self._violations > self._limits.violations:
+            self._abort(
+                f"the peer broke the rules of the wire {self._violations} times, last: {error}", error
+            )
+        elif not self._protocol.is_paused:
+            self._answer_error(None, error)
