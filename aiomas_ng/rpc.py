@@ -1,0 +1,487 @@
+"""Remote procedure calls over channels, in both directions.
+
+::
+
+    proxy.agents.a1.step(5)                                        class A1:
+        │ Proxy.__call__                                               router = Service()
+        ▼                                                              @expose
+    Link.call ── Channel.send([path, args, kwargs]) ──▶ …              def step(self, n): …
+                                                                           ▲
+                        … ──▶ RpcClient._handle ── Router.resolve(path) ───┘
+
+A service is an object with a :class:`Router`: an instance of a class that has ``router = Service()``, or a
+:class:`ServiceDict`. Services form a tree, and a path names a function in it. A service as an argument or
+result arrives as a :class:`Proxy`; so does a proxy that is handed on, and the third party then reaches the
+service by itself, at its address.
+
+The reference is what programs rely on in ``aiomas.rpc``. We differ in that nothing is reachable that was not
+exposed, not even by chance, and in
+what is new: one-way calls, timeouts per call, streams, proxies that can be handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiomas_ng import channel as channels
+from aiomas_ng._core.addresses import Address, parse_url
+from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
+from aiomas_ng._io.endpoint import as_address
+from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.reply import Reply
+from aiomas_ng.channel import Channel, Server
+from aiomas_ng.exceptions import (
+    AddressError,
+    ArgumentError,
+    ClosedByUsError,
+    DeserializationError,
+    RoutingError,
+    SerializationError,
+)
+
+__all__ = [
+    "Proxy",
+    "Router",
+    "RpcClient",
+    "Service",
+    "ServiceDict",
+    "expose",
+    "open_connection",
+    "start_server",
+    "with_options",
+]
+
+logger = logging.getLogger(__name__)
+
+#: The name under which references to services travel.
+REFERENCE_NAME = "aiomas_ng.service"
+# Whose a referenced service is: the sender's, the receiver's, or that of a third party at a URL.
+OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
+
+
+async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) -> RpcClient:
+    """Connect to *addr* and return the :class:`RpcClient`.
+
+    Args:
+        addr: As for :func:`aiomas_ng.channel.open_connection`; the port may be a numeric string.
+        rpc_service: What we offer to the peer, so that it can call back.
+        **kwds: Passed on to :func:`aiomas_ng.channel.open_connection`: ``codec``, ``extra_serializers``,
+            ``timeout``, ``limits``, …
+
+    Raises:
+        ValueError: *rpc_service* is no service.
+        ConnectError, AddressError: See :func:`aiomas_ng.channel.open_connection`.
+    """
+    _check_service(rpc_service, is_optional=True)
+    channel = await channels.open_connection(addr, **kwds)
+    target = as_address(addr)
+    client = RpcClient(channel, rpc_service)
+    if isinstance(target, tuple):
+        client.url = Address("tcp", target).url
+    else:
+        client.url = (
+            Address("ipc", target).url if isinstance(target, str) else Address("local", target.queue_id).url
+        )
+    client._open_kwds = {key: value for key, value in kwds.items() if key != "timeout"}
+    return client
+
+
+async def start_server(
+    addr: Any, rpc_service: Any, client_connected_cb: Callable[[RpcClient], Any] | None = None, **kwds: Any
+) -> Server:
+    """Listen on *addr* and offer *rpc_service* to every client.
+
+    Args:
+        addr: As for :func:`aiomas_ng.channel.start_server`.
+        rpc_service: The service.
+        client_connected_cb: Called with the :class:`RpcClient` of every client; a function or coroutine
+            function.
+        **kwds: Passed on to :func:`aiomas_ng.channel.start_server`.
+
+    Raises:
+        ValueError: *rpc_service* is no service.
+        AddressInUseError, AddressError: See :func:`aiomas_ng.channel.start_server`.
+    """
+    _check_service(rpc_service)
+
+    def connected(channel: Channel) -> Any:
+        client = RpcClient(channel, rpc_service)
+        return client_connected_cb(client) if client_connected_cb is not None else None
+
+    return await channels.start_server(addr, connected, **kwds)
+
+
+def _check_service(rpc_service: Any, is_optional: bool = False) -> None:
+    if not (is_rpc_service(rpc_service) or (is_optional and rpc_service is None)):
+        raise ValueError(
+            f"{rpc_service!r} is not a valid RPC service: it needs a router, as in 'router = Service()'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How calls through a proxy are made; see :func:`with_options`."""
+
+    timeout: float | None = None
+    oneway: bool = False
+
+
+class Link(Protocol):
+    """The way from a proxy to its service: a connection, or a peer that is connected to when needed."""
+
+    @property
+    def url(self) -> str | None: ...
+
+    @property
+    def channel(self) -> Channel | None: ...
+
+    def call(
+        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions | None
+    ) -> Reply | None: ...
+
+
+class Proxy:
+    """Stands for a remote service or function.
+
+    Attributes are proxies of sub-services and functions; calling one calls the function and returns a
+    :class:`~aiomas_ng.channel.Reply`, a future. Proxies are equal if they lead to the same place.
+
+    Args:
+        link: The way to the service.
+        path: The path of the service there.
+        url: Base URL of the container that the service lives in, if it has one.
+        options: How calls are made.
+        name: How the proxy shows itself, if not by peer and path.
+    """
+
+    __slots__ = ("__weakref__", "_link", "_name", "_options", "_path", "_url")
+
+    def __init__(
+        self,
+        link: Link,
+        path: str,
+        url: str | None = None,
+        options: CallOptions | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._link = link
+        self._path = path
+        self._url = url
+        self._options = options
+        self._name = name
+
+    @property
+    def _channel(self) -> Channel | None:
+        return self._link.channel
+
+    def __getattr__(self, name: str) -> Proxy:
+        if name.startswith("__") and name.endswith("__"):
+            # Protocols of Python (copy, pickle, numpy, …) look for these, and must not find a remote
+            # function.
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        path = f"{self._path}/{name}" if self._path else name
+        return Proxy(self._link, path, self._url, self._options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._path:
+            raise AttributeError("this proxy names no function: call one of its attributes")
+        return self._link.call(self._path, args, kwargs, self._options)
+
+    def _key(self) -> tuple[Any, str]:
+        url = self._url or self._link.url
+        return (url or id(self._link), self._path)
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Proxy) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        if self._name:
+            return self._name
+        channel = self._link.channel
+        origin = channel.get_extra_info("peername") if channel is not None else self._link.url
+        return f"Proxy({origin[:2] if isinstance(origin, tuple) else origin!r}, {self._path!r})"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{self} at {id(self):#x}>"
+
+
+def with_options(proxy: Proxy, *, timeout: float | None = None, oneway: bool = False) -> Proxy:
+    """Return a proxy for the same place whose calls, and those of its attributes, are made with these
+    options.
+
+    ::
+
+        reply = await with_options(agent.plan, timeout=5)(day)
+        with_options(logger.info, oneway=True)("done")
+
+    Args:
+        proxy: The proxy.
+        timeout: Seconds to wait for a reply; then the call fails with
+            :exc:`~aiomas_ng.exceptions.CallTimeoutError` and is cancelled at the peer.
+        oneway: The calls are not answered, and return ``None``; errors are logged by the peer.
+
+    Raises:
+        ValueError: A timeout that is not > 0, or one for one-way calls, which do not wait.
+    """
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be > 0 seconds but is {timeout!r}")
+    if timeout is not None and oneway:
+        raise ValueError("a one-way call is not answered, so it can have no timeout")
+    return Proxy(proxy._link, proxy._path, proxy._url, CallOptions(timeout, oneway), proxy._name)
+
+
+class _ServiceEnd(asyncio.Future[None]):
+    """Done when the connection of a service has ended; cancelling it closes the connection."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(loop=channel._loop)
+        self._channel = channel
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        self._channel._set_error(ClosedByUsError("the service was cancelled"))
+        return True
+
+
+class RpcClient:
+    """One end of an RPC connection; both ends have one.
+
+    Args:
+        channel: The connection.
+        rpc_service: What we offer to the peer, ``None`` for nothing.
+        own_url: Base URL of our container, so that our services can be reached by third parties.
+        peers: The servers that we know, for proxies that we get of third parties.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        rpc_service: Any = None,
+        *,
+        own_url: str | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        _check_service(rpc_service, is_optional=True)
+        self.url: str | None = None  #: Base URL of the peer, if we have dialled it.
+        self._channel = channel
+        self._router: Router | None = rpc_service.router if rpc_service is not None else None
+        self._own_url = own_url
+        self._peers = peers
+        self._has_own_peers = peers is None
+        self._open_kwds: dict[str, Any] = {}
+        self._reset_callback: Callable[[BaseException], Any] | None = None
+        self._service = _ServiceEnd(channel) if rpc_service is not None else None
+        channel.codec.add_serializer(object, self._serialize, self._deserialize, name=REFERENCE_NAME)
+        channel._lost_callbacks.append(self._connection_ended)
+        channel._serve(self._handle)
+
+    def __repr__(self) -> str:
+        return f"<RpcClient of {self._channel!r}>"
+
+    @property
+    def channel(self) -> Channel:
+        """The connection."""
+        return self._channel
+
+    @property
+    def service(self) -> asyncio.Future[None] | None:
+        """A future that is done when the connection has ended, ``None`` without a service. Cancelling it
+        closes the connection."""
+        return self._service
+
+    @property
+    def remote(self) -> Proxy:
+        """A proxy for the peer's service."""
+        return Proxy(self, "")
+
+    def on_connection_reset(self, callback: Callable[[BaseException], Any] | None) -> None:
+        """Call *callback* with the error when the peer ends the connection; it replaces an earlier one,
+        ``None`` removes it.
+
+        Raises:
+            ValueError: *callback* is neither callable nor ``None``.
+            RuntimeError: There is no service on this side.
+        """
+        if self._service is None:
+            raise RuntimeError("this RpcClient has no RPC service running")
+        if callback is not None and not callable(callback):
+            raise ValueError(f"{callback!r} must be callable or None")
+        self._reset_callback = callback
+
+    async def close(self) -> None:
+        """Close the connection and those made for its proxies; wait until handlers that still run have
+        ended."""
+        await self._channel.close()
+        if self._peers is not None and self._has_own_peers:
+            await self._peers.close()
+
+    def _connection_ended(self, error: BaseException) -> None:
+        if self._service is not None and not self._service.done():
+            self._service.set_result(None)
+        if self._reset_callback is not None and not isinstance(error, ClosedByUsError):
+            try:
+                self._reset_callback(error)
+            except Exception:
+                logger.exception("the on_connection_reset callback of %r failed", self)
+
+    # Calls of ours
+
+    def call(
+        self,
+        path: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions | None = None,
+        reply: Reply | None = None,
+    ) -> Reply | None:
+        """Call the peer's function at *path*; the reply is ``None`` for a one-way call. See
+        :meth:`aiomas_ng.channel.Channel.send` for errors."""
+        if options is None:
+            return self._channel.send((path, args, kwargs), path=path, reply=reply)
+        if options.oneway:
+            self._channel.post((path, args, kwargs))
+            if reply is not None:
+                reply.set_result(None)
+            return None
+        timeout = options.timeout if reply is None else None  # else its time runs already
+        return self._channel.send((path, args, kwargs), timeout=timeout, path=path, reply=reply)
+
+    # Calls of the peer
+
+    def _handle(self, msg_id: int | str | None, content: Any) -> None:
+        """Run the function that a request names, and answer."""
+        channel = self._channel
+        try:
+            path, args, kwargs = content if len(content) == 3 else content[:3]
+            if self._router is None:
+                raise RoutingError("this side of the connection offers no RPC service")
+            func = self._router.resolve(path)
+            result = func(*args, **kwargs)
+        except Exception as error:
+            self._failed(msg_id, content, error)
+            return
+        except BaseException as error:
+            channel._answer_error(msg_id, error)
+            raise
+        channel._settle(msg_id, result)
+
+    def _failed(self, msg_id: int | str | None, content: Any, error: Exception) -> None:
+        """Answer with the *error* of a call that did not get as far as its first wait."""
+        tb = error.__traceback__
+        if tb is not None and tb.tb_next is None:  # raised by _handle itself, before or at the call
+            error = _explain_bad_call(content, error)
+        if msg_id is not None:
+            self._channel._answer_error(msg_id, error)
+        else:
+            logger.error("a one-way call from %s failed", self._channel._protocol._peername(), exc_info=error)
+
+    # Services as values
+
+    def _serialize(self, obj: Any) -> list[Any]:
+        """Turn a service or proxy into the reference that travels: ``[whose, path, url, class name]``.
+
+        Raises:
+            SerializationError: It is neither, or cannot be reached over this connection.
+        """
+        if isinstance(obj, Proxy):
+            if obj._link is self:
+                return [OF_RECEIVER, obj._path, None, None]
+            url = obj._url or obj._link.url
+            if url is None:
+                raise SerializationError(
+                    f"{obj} cannot be handed on: its owner has no address that others could connect to; "
+                    f"services of containers, and of servers that we have dialled, can"
+                )
+            return [OF_THIRD, obj._path, url, obj._name]
+        if not is_rpc_service(obj):
+            raise SerializationError(f"No serializer found for type {type(obj)}")
+        if self._router is None:
+            raise SerializationError(
+                "no RPC service runs on this side of the connection, so none can be sent"
+            )
+        router: Router = obj.router
+        if router.root is not self._router:
+            self._router.adopt()
+        if router.root is not self._router:
+            raise SerializationError(f"RPC service {obj!r} is not exposed for this connection")
+        name = (
+            f"{type(obj).__name__}Proxy({str(obj.addr)!r})"
+            if self._own_url and hasattr(obj, "addr")
+            else None
+        )
+        return [OF_SENDER, router.path, self._own_url, name]
+
+    def _deserialize(self, reference: Any) -> Any:
+        """Return what a reference of the peer stands for.
+
+        Raises:
+            DeserializationError: It is malformed, or leads nowhere.
+        """
+        try:
+            whose, path, url, name = reference
+        except (TypeError, ValueError):
+            raise DeserializationError(
+                f"a reference to a service must have four parts: {reference!r:.100}"
+            ) from None
+        if not isinstance(path, str) or not isinstance(url, str | None) or not isinstance(name, str | None):
+            raise DeserializationError(f"a reference to a service is malformed: {reference!r:.100}")
+        if whose == OF_SENDER:
+            return Proxy(self, path, url, name=name)
+        if whose == OF_RECEIVER:
+            return self._own_object(path)
+        if whose != OF_THIRD or url is None:
+            raise DeserializationError(f"a reference to a service is malformed: {reference!r:.100}")
+        try:
+            address, rest = parse_url(url)
+        except AddressError as error:
+            raise DeserializationError(str(error)) from error
+        if rest:
+            raise DeserializationError(f"{url!r} is no base URL")
+        return Proxy(self._get_peers().get(address), path, address.url, name=name)
+
+    def _own_object(self, path: str) -> Any:
+        if self._router is None:
+            raise DeserializationError("the peer refers to a service of ours, but we offer none")
+        try:
+            return self._router.resolve(path) if path else self._router.obj
+        except RoutingError as error:
+            raise DeserializationError(
+                f"the peer refers to a service of ours that is not there: {error}"
+            ) from error
+
+    def _get_peers(self) -> Peers:
+        if self._peers is None:
+            self._peers = Peers(self._channel._loop, self._open_third)
+        return self._peers
+
+    def _open_third(self, address: Address, timeout: float | None) -> Awaitable[RpcClient]:
+        kwds = {"codec": type(self._channel.codec), **self._open_kwds}
+        return open_connection(address, timeout=timeout, **kwds)
+
+
+def _explain_bad_call(content: Any, error: Exception) -> Exception:
+    """Return what is wrong with a call that could not even be begun."""
+    if isinstance(error, RoutingError):
+        return error
+    if not isinstance(content, tuple | list) or len(content) not in (3, 4):
+        return DeserializationError("the content of an RPC request must be [path, args, kwargs]")
+    path, args, kwargs = content[:3]
+    if (
+        not isinstance(args, tuple | list)
+        or not isinstance(kwargs, dict)
+        or not all(isinstance(k, str) for k in kwargs)
+    ):
+        return DeserializationError(
+            "the content of an RPC request must be [path, args, kwargs] with a list and a dict"
+        )
+    if isinstance(error, TypeError):
+        return ArgumentError(f"cannot call {path!r}: {error}")
+    return error
