@@ -1,0 +1,489 @@
+"""Agents, and the containers they live in.
+
+A :class:`Container` has one server, at which its agents can be reached, and one connection to each other
+container that they talk to. An :class:`Agent` is a service with an address: ``tcp://host:port/id``. From any
+agent ``await self.container.connect(address)`` gives a :class:`~aiomas_ng.rpc.Proxy` of any other, in the
+same container, in another process, or on another host, with the same semantics: inside one container a call
+skips the socket, and its values still pass through the codec.
+
+The reference is what programs rely on in ``aiomas.agent``. We differ in that ids are never given twice, dead
+connections are replaced, and in what is
+new: named agents, removal, the hooks :meth:`Agent.on_ready` and :meth:`Agent.on_stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+import ssl as sslmod
+from collections.abc import Coroutine
+from typing import Any, Literal, NamedTuple, Self, overload
+
+from aiomas_ng import channel, clocks, local_queue, rpc, util
+from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
+from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io.endpoint import Server, as_address
+from aiomas_ng._io.job import CURRENT_JOB
+from aiomas_ng._io.peer import Peers
+from aiomas_ng.exceptions import AgentIdError, AgentNotFoundError
+
+__all__ = ["Agent", "Container", "SSLCerts"]
+
+logger = logging.getLogger(__name__)
+
+#: Hosts that stand for all interfaces; agents' addresses then have the machine's own name.
+WILDCARD_HOSTS = (None, "", "::", "0.0.0.0")
+
+
+class SSLCerts(NamedTuple):
+    """Names of the PEM files for mutual TLS: the CA's certificate, our certificate, our private key."""
+
+    cafile: str
+    certfile: str
+    keyfile: str
+
+
+def _get_base_url(addr: Any) -> str:
+    """Return the base URL of the agents in a container at *addr*."""
+    target = as_address(addr)
+    if isinstance(target, local_queue.LocalQueue):
+        return Address("local", target.queue_id).url
+    if isinstance(target, str):
+        return Address("ipc", target).url
+    host, port = target
+    return tcp_url(socket.getfqdn() if host in WILDCARD_HOSTS else host, port)
+
+
+def _make_ssl_contexts(ssl: Any) -> tuple[sslmod.SSLContext | None, sslmod.SSLContext | None]:
+    """Return the contexts of the server and of the clients.
+
+    Raises:
+        TypeError: *ssl* is neither :class:`SSLCerts` nor two contexts.
+    """
+    if ssl is None:
+        return None, None
+    if isinstance(ssl, SSLCerts):
+        return util.make_ssl_server_context(*ssl), util.make_ssl_client_context(*ssl)
+    if isinstance(ssl, tuple) and len(ssl) == 2 and all(isinstance(ctx, sslmod.SSLContext) for ctx in ssl):
+        return ssl
+    raise TypeError(
+        f"ssl must be SSLCerts, or two ssl.SSLContext (for the server, for the clients), but is {ssl!r}"
+    )
+
+
+class Container:
+    """A home for agents, made by :meth:`create`.
+
+    Subclasses may override ``__init__``, with the same arguments.
+
+    Args:
+        base_url: What the addresses of the agents begin with; ends with a slash.
+        loop: The event loop.
+        clock: The agents' clock.
+        connect_kwargs: How connections to other containers are opened.
+    """
+
+    router = rpc.Service(["agents"])
+
+    @overload
+    @classmethod
+    def create(
+        cls,
+        addr: Any,
+        *,
+        clock: clocks.BaseClock | None = None,
+        codec: Any = None,
+        extra_serializers: Any = None,
+        ssl: Any = None,
+        as_coro: Literal[False] = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def create(
+        cls,
+        addr: Any,
+        *,
+        clock: clocks.BaseClock | None = None,
+        codec: Any = None,
+        extra_serializers: Any = None,
+        ssl: Any = None,
+        as_coro: Literal[True],
+        loop: asyncio.AbstractEventLoop | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Coroutine[Any, Any, Self]: ...
+    @classmethod
+    def create(
+        cls,
+        addr: Any,
+        *,
+        clock: clocks.BaseClock | None = None,
+        codec: Any = None,
+        extra_serializers: Any = None,
+        ssl: Any = None,
+        as_coro: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Any:
+        """Make a container that listens on *addr*.
+
+        Args:
+            addr: ``(host, port)``, the path of a Unix domain socket, a
+                :class:`~aiomas_ng.local_queue.LocalQueue`, or a URL of these. With port 0 the system gives
+                one, and the agents' addresses have it. With the host ``None``, ``''``, ``'0.0.0.0'`` or
+                ``'::'`` the container listens on all interfaces, and its agents' addresses have the machine's
+                name.
+            clock: The agents' clock, by default an :class:`~aiomas_ng.clocks.AsyncioClock`.
+            codec: A subclass of :class:`~aiomas_ng.codecs.Codec`, by default
+                :class:`~aiomas_ng.codecs.MsgPack`.
+            extra_serializers: Callables that return the arguments of
+                :meth:`~aiomas_ng.codecs.Codec.add_serializer`. One for :class:`arrow.Arrow` is always there.
+            ssl: :class:`SSLCerts`, or a pair of :class:`ssl.SSLContext` for the server and for clients, for
+                TLS.
+            as_coro: Return a coroutine, to be awaited where the loop is running already; else block until the
+                container is there.
+            loop: The event loop; by default the running or current one, or a new one.
+            limits: Bounds of each connection.
+
+        Returns:
+            The container, or the coroutine that returns it.
+
+        Raises:
+            AddressInUseError: Somebody listens on *addr* already.
+            AddressError: *addr* is no address.
+        """
+
+        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits)
+        return coro if as_coro else util.run(coro, loop=loop)
+
+    @classmethod
+    async def _create(
+        cls,
+        addr: Any,
+        clock: clocks.BaseClock | None,
+        codec: Any,
+        extra_serializers: Any,
+        ssl: Any,
+        limits: Limits,
+    ) -> Self:
+        server_ssl, client_ssl = _make_ssl_contexts(ssl)
+        wire: dict[str, Any] = {
+            "codec": codec or channel.DEFAULT_CODEC,
+            "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
+            "limits": limits,
+        }
+        container: Self
+
+        def connected(chan: channel.Channel) -> None:
+            container._accept(chan)
+
+        # It listens before the container is made, which has to know the port that was given for port 0, and
+        # serves after.
+        server = await channel.start_server(addr, connected, ssl=server_ssl, start_serving=False, **wire)
+        try:
+            place = server.address.place
+            base_url = _get_base_url(place if isinstance(place, tuple) else addr)
+            connect_kwargs = {**wire, "ssl": client_ssl}
+            container = cls(base_url, server.get_loop(), clock or clocks.AsyncioClock(), connect_kwargs)
+            container.set_server(server)
+            await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
+        return container
+
+    def __init__(
+        self,
+        base_url: str,
+        loop: asyncio.AbstractEventLoop,
+        clock: clocks.BaseClock,
+        connect_kwargs: dict[str, Any],
+    ) -> None:
+        self._base_url = base_url
+        self._loop = loop
+        self._clock = clock
+        self._connect_kwargs = connect_kwargs
+        self._tcp_server: Server | None = None
+        self._shutdown_end: asyncio.Future[None] | None = None
+        self._connections: set[rpc.RpcClient] = set()  # both those accepted and those made
+        self._peers = Peers(loop, self._open_connection)
+        self._next_aid = 0
+        self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
+        self._ready: dict[str, asyncio.Future[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        #: The agents; ``agents.dict`` has them by id.
+        self.agents = rpc.ServiceDict()
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self._base_url!r})"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        return self._loop
+
+    @property
+    def clock(self) -> clocks.BaseClock:
+        """The agents' clock."""
+        return self._clock
+
+    def set_server(self, server: Server) -> None:
+        """Set the server that the agents are reached at; done by :meth:`create`.
+
+        Raises:
+            RuntimeError: There is one already.
+        """
+        if self._tcp_server is not None:
+            raise RuntimeError("the container has a server already")
+        self._tcp_server = server
+
+    async def connect(self, url: str, timeout: float | None = 0) -> rpc.Proxy:
+        """Connect to the agent at *url* and return its proxy.
+
+        One connection serves all agents of two containers; it is made anew if it has died. To an agent of
+        this container no socket is used.
+
+        Args:
+            url: The agent's address, ``tcp://host:port/id``, ``ipc://[path]/id`` or ``local://queue/id``.
+            timeout: Seconds to go on trying while nobody answers there; 0 tries once, ``None`` for ever.
+
+        Raises:
+            ConnectError: Nobody answers (a ``ConnectionRefusedError``; for a missing socket path a
+                ``FileNotFoundError`` as well).
+            AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
+            AddressError: *url* does not parse (a ``ValueError``).
+
+        Cancelling it is safe and disturbs no other call.
+        """
+        address, aid = parse_agent_url(url)
+        peer = self._peers.get(address)
+        client = await peer.connect(timeout)
+        proxy = peer.proxies.get(aid)
+        if proxy is None:
+            class_name = await client.remote.validate_aid(aid)
+            if class_name is None:
+                raise AgentNotFoundError(aid, address.url)
+            proxy = rpc.Proxy(peer, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
+            if peer.client is client:
+                peer.proxies[aid] = proxy
+        return proxy
+
+    @router.expose
+    def validate_aid(self, aid: str) -> str | None:
+        """Return the name of the class of the agent *aid*, or ``None`` if there is no such agent. Exposed."""
+        agent = self.agents.dict.get(aid)
+        return None if agent is None else type(agent).__name__
+
+    async def remove_agent(self, agent: Agent | str) -> None:
+        """Remove an agent, given itself or its id: its :meth:`Agent.on_stop` is run, and calls to it fail
+        from now on.
+
+        Raises:
+            AgentNotFoundError: There is no such agent here.
+        """
+        aid = agent if isinstance(agent, str) else agent.addr.rpartition("/")[2]
+        found = self.agents.dict.pop(aid, None)
+        if found is None:
+            raise AgentNotFoundError(aid, self._base_url)
+        self.agents.router.unset_sub_router(aid)
+        await self._stop_agent(aid, found)
+
+    @overload
+    def shutdown(self, as_coro: Literal[False] = False) -> None: ...
+    @overload
+    def shutdown(self, as_coro: Literal[True]) -> Coroutine[Any, Any, None]: ...
+    def shutdown(self, as_coro: bool = False) -> Coroutine[Any, Any, None] | None:
+        """Stop listening, stop the agents, close all connections and end what still runs; safe to be called
+        twice.
+
+        Args:
+            as_coro: Return a coroutine, to be awaited where the loop is running; else block until it is done.
+        """
+        if as_coro:
+            return self._shutdown()
+        util.run(self._shutdown(), loop=self._loop)
+        return None
+
+    async def _shutdown(self) -> None:
+        server, self._tcp_server = self._tcp_server, None
+        if server is not None:
+            server.close()
+        if self._shutdown_end is not None:
+            if CURRENT_JOB.get() is None:  # else it may be a handler that the other caller waits for
+                await asyncio.shield(self._shutdown_end)
+            return
+        self._shutdown_end = self._loop.create_future()
+        try:
+            await self._end_all()
+        finally:
+            self._shutdown_end.set_result(None)
+
+    async def _end_all(self) -> None:
+        for aid, agent in list(self.agents.dict.items()):
+            await self._stop_agent(aid, agent)
+        await self._peers.close()
+        await asyncio.gather(*(client.close() for client in list(self._connections)), return_exceptions=True)
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Connections
+
+    async def _open_connection(self, address: Address, timeout: float | None) -> rpc.RpcClient:
+        """Open a connection for :attr:`_peers`."""
+        if self._tcp_server is not None and address == self._own_address():
+            chan = await self._join_self()
+        else:
+            chan = await channel.open_connection(
+                address, timeout=timeout, loop=self._loop, **self._connect_kwargs_for(address)
+            )
+        client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers)
+        client.url = address.url
+        self._add_connection(client)
+        return client
+
+    def _connect_kwargs_for(self, address: Address) -> dict[str, Any]:
+        """Return how to connect to *address*; TLS is for what crosses a network."""
+        kwds = dict(self._connect_kwargs)
+        if address.protocol == "local" or kwds.get("ssl") is None:
+            kwds.pop("ssl", None)
+        elif address.protocol == "ipc":
+            kwds["server_hostname"] = "localhost"
+        return kwds
+
+    def _own_address(self) -> Address:
+        return parse_agent_url(self._base_url + "-")[0]
+
+    async def _join_self(self) -> channel.Channel:
+        """Return the near end of a channel that ends in this container without a socket."""
+        near, far = await channel.open_pair(
+            self._base_url,
+            loop=self._loop,
+            codec=self._connect_kwargs["codec"],
+            extra_serializers=self._connect_kwargs["extra_serializers"],
+            limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
+        )
+        self._accept(far)
+        return near
+
+    def _accept(self, chan: channel.Channel) -> None:
+        self._add_connection(rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers))
+
+    def _add_connection(self, client: rpc.RpcClient) -> None:
+        self._connections.add(client)
+        client.channel._lost_callbacks.append(lambda _: self._connections.discard(client))
+
+    # Agents
+
+    def _register(self, agent: Agent, aid: str | None) -> str:
+        """Give *agent* an id, attach it and return its address.
+
+        Raises:
+            AgentIdError: *aid* is malformed, or was given before.
+        """
+        if aid is None:
+            while str(self._next_aid) in self._given_aids:
+                self._next_aid += 1
+            aid = str(self._next_aid)
+            self._next_aid += 1
+        else:
+            self._check_aid(aid)
+            self._given_aids.add(aid)
+        self.agents.dict[aid] = agent
+        self.agents.router.set_sub_router(agent.router, aid)
+        if type(agent).on_ready is not Agent.on_ready:
+            self._ready[aid] = self._loop.create_future()
+            # In the next turn of the loop the constructors of all subclasses are through.
+            self._loop.call_soon(self._make_ready, aid, agent)
+        return self._base_url + aid
+
+    def _check_aid(self, aid: Any) -> None:
+        if not isinstance(aid, str) or not aid or set(aid) & set("/?#[] \t\r\n"):
+            raise AgentIdError(
+                f"an agent id must be a non-empty string without '/', '?', '#', brackets and spaces, "
+                f"not {aid!r}"
+            )
+        if aid in self._given_aids or (
+            aid.isdecimal() and str(int(aid)) == aid and int(aid) < self._next_aid
+        ):
+            raise AgentIdError(f"agent id {aid!r} was given before; ids are never given twice")
+
+    def _make_ready(self, aid: str, agent: Agent) -> None:
+        if self.agents.dict.get(aid) is not agent or self._shutdown_end is not None:
+            self._ready.pop(aid).set_result(None)
+            return
+        task = self._loop.create_task(self._run_hook(agent, "on_ready"))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ready.pop(aid).set_result(None))
+
+    async def _wait_ready(self, agent: Agent) -> None:
+        """Wait until the agent's :meth:`Agent.on_ready` has ended."""
+        ready = self._ready.get(agent.addr.rpartition("/")[2])
+        if ready is not None:
+            await asyncio.shield(ready)
+
+    async def _stop_agent(self, aid: str, agent: Agent) -> None:
+        if type(agent).on_stop is not Agent.on_stop:
+            await self._run_hook(agent, "on_stop")
+
+    async def _run_hook(self, agent: Agent, name: str) -> None:
+        try:
+            result = getattr(agent, name)()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("%s of %s failed", name, agent)
+
+
+class Agent:
+    """Base of all agents.
+
+    Args:
+        container: The container that the agent lives in.
+        aid: A name to be the agent's id; by default it gets a number. No id is ever given twice by a
+            container.
+
+    Raises:
+        TypeError: *container* is no container.
+        AgentIdError: *aid* is malformed, or was given before.
+    """
+
+    router = rpc.Service()
+
+    def __init__(self, container: Container, *, aid: str | None = None) -> None:
+        if not isinstance(container, Container):
+            raise TypeError(f"container must be a Container but is {container!r}")
+        self.__container = container
+        self.__addr = container._register(self, aid)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.__addr!r})"
+
+    @property
+    def container(self) -> Container:
+        """The container that the agent lives in."""
+        return self.__container
+
+    @property
+    def addr(self) -> str:
+        """The agent's address, for :meth:`Container.connect`."""
+        return self.__addr
+
+    def on_ready(self) -> Any:
+        """Called by the loop when the agent is complete and its container serves; may be a coroutine
+        function.
+
+        An exception is logged.
+        """
+
+    def on_stop(self) -> Any:
+        """Called when the agent is removed or its container shuts down, while connections are still open; may
+        be a coroutine function.
+
+        An exception is logged.
+        """
