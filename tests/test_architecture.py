@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "aiomas_ng"
 LAYERS = [
     {"exceptions"},
     {"_core"},
-    {"util"},
+    {"util", "_io.local_transport"},
     {"codecs", "clocks", "local_queue"},
     {"_io"},
     {"channel"},
@@ -32,7 +32,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 def level_of(parts: tuple[str, ...]) -> int:
     """Return the layer of a module that is named by its *parts* below the package."""
-    return LEVELS[parts[0]] if parts else TOP
+    return LEVELS.get(".".join(parts[:2]), LEVELS[parts[0]]) if parts else TOP
 
 
 def parts_of(path: Path) -> tuple[str, ...]:

@@ -160,7 +160,8 @@ async def close_by_server(a: Recorder, b: Recorder) -> None:
 
 
 async def flush_before_close(a: Recorder, b: Recorder) -> None:
-    a.transport.writelines([LARGE, bytearray(b"x"), memoryview(b"y"), b""])
+    # Not at the end: an empty last piece hangs asyncio's own TCP transport on Python 3.12.1 and 3.13.0.
+    a.transport.writelines([b"", LARGE, bytearray(b"x"), memoryview(b"y")])
     a.transport.close()
     await b.until_event("lost")
     assert b.data == LARGE + b"xy"
