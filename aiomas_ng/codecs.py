@@ -146,8 +146,6 @@ class Codec:
                 serializer = self._types.for_type(object)
             if serializer is not None:
                 return serializer.name, serializer.serialize(obj)
-        except EncodeError:
-            raise
         except SerializationError as exc:
             raise EncodeError(str(exc), obj) from exc
         except Exception as exc:
@@ -256,7 +254,7 @@ class MsgPack(Codec):
         """Return what a peer has encoded; for errors see :meth:`Codec.decode`."""
         try:
             message = data.tobytes() if isinstance(data, memoryview) else data
-            msgpack_bytes.check_arrays(message, msgpack_bytes.FREE_HEADERS)
+            msgpack_bytes.check_arrays(message)
             return msgpack.unpackb(message, use_list=False, strict_map_key=False, ext_hook=self._ext_hook)
         except DeserializationError:
             raise
@@ -289,7 +287,6 @@ class MsgPack(Codec):
             raise DeserializationError(f"The extension type {code} of MsgPack is not known here")
         if depth > MAX_DEPTH:
             raise DeserializationError(f"Custom types contain each other more than {MAX_DEPTH} deep")
-        # Without free headers: what these allocate adds up over all levels.
         msgpack_bytes.check_arrays(payload)
         hook = partial(self._from_ext, depth + 1)
         content = msgpack.unpackb(payload, use_list=False, strict_map_key=False, ext_hook=hook)

@@ -92,7 +92,7 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what is in *value*, and where."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f"{path}, the key {short(key)}", key
+            yield f"{path or 'the top'}, the key {short(key)}", key
             yield f"{path}[{short(key)}]", item
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):

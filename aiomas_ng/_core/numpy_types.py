@@ -25,8 +25,9 @@ MAX_EMPTY_ITEMS: Final = 65536
 """Items without a size (of an empty structured dtype) in one array: they cost a peer nothing to announce."""
 
 _KINDS: Final = frozenset("biufcmMSUV")
-# What dtype_to_descr writes for these kinds.  The many other strings that numpy.dtype() parses are refused.
-_DTYPE = re.compile(r"[<>|=]?[biufcmMSUV][0-9]{0,10}(\[[0-9]{0,10}[A-Za-zμ]{1,7}\])?", re.ASCII)
+# What dtype_to_descr writes for these kinds, and for objects, which are refused by another check.
+# The many other strings that numpy.dtype() parses are refused.
+_DTYPE = re.compile(r"[<>|=]?[biufcmMOSUV][0-9]{0,10}(\[[0-9]{0,10}[A-Za-zμ]{1,7}\])?", re.ASCII)
 
 
 def dump(value: Any) -> tuple[Any, tuple[int, ...], bytes]:
@@ -43,11 +44,15 @@ def dump(value: Any) -> tuple[Any, tuple[int, ...], bytes]:
             f"numpy.asarray(value)"
         )
     array = np.asarray(value)
+    if array.dtype.names is not None and not array.dtype.hasobject:
+        # What is between the fields is not copied: it is any memory of this process.
+        array, original = np.zeros(array.shape, array.dtype), array
+        array[...] = original
     return _dump_dtype(array.dtype), array.shape, array.tobytes()
 
 
 def load(descr: Any, shape: Any, data: bytes, *, is_scalar: bool = False) -> Any:
-    """Return the array, which is writable and owns its memory, or the scalar.
+    """Return the array, which is writable, or the scalar.
 
     Raises:
         DeserializationError: The three do not fit together, hold Python objects, or numpy is missing.
@@ -71,7 +76,8 @@ def load(descr: Any, shape: Any, data: bytes, *, is_scalar: bool = False) -> Any
         )
     if is_scalar and lengths:
         raise DeserializationError(f"A scalar has no shape, not {lengths}")
-    array = np.ndarray(lengths, dtype, buffer=data).copy()
+    # The copy makes it writable.  array.copy() would put any memory of this process between the fields.
+    array = np.ndarray(lengths, dtype, buffer=bytearray(data))
     return array[()] if is_scalar else array
 
 

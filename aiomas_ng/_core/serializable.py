@@ -95,6 +95,9 @@ def _serializer(cls: Any) -> tuple[Any, Any, Any]:
     return cls, cls.__asdict__, cls.__fromdict__
 
 
+_serializer.__name__ = "__serializer__"  # pickle looks for the bound method by this name
+
+
 @reprlib.recursive_repr()
 def _repr(self: Any) -> str:
     attributes = ", ".join(f"{name}={value!r}" for name, value in _carried(type(self)).dump(self).items())
