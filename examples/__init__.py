@@ -1,0 +1,1 @@
+"""Programs that show aiomas_ng at work; run them from a checkout, as in ``python -m examples.<name>``."""
