@@ -7,13 +7,13 @@
         manager = await container.connect(processes.managers[0])
         agent, addr = await manager.spawn("my_agents:Battery", capacity=10)
 
-The way of :func:`start_processes`: the settings go to the child through its standard input, pickled; the
-child reports the URL of its manager through its standard output, once it can be connected to. The standard
-input stays open: when it ends, because :meth:`ProcessSet.stop` closed it or because the parent died in
-whatever way, the child shuts down, and if that takes too long, ends at once.
+The way of :func:`start_processes`: the settings go to the child through a line of its own, pickled, and the
+child reports the URL of its manager, or why it failed (``aiomas_ng._io.child``). The line stays open: when
+it ends, because :meth:`ProcessSet.stop` hung up or because the parent died in whatever way, the child shuts
+down. Standard input is empty; standard output and standard error are those of the parent.
 
 The reference is what programs rely on in ``aiomas.subproc``. We differ in what a manager may create
-(:meth:`Manager.spawn`).
+(:meth:`Manager.spawn`). :func:`start_processes` needs POSIX.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import json
+import io
 import logging
-import os
 import pickle
 import signal
-import struct
-import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from typing import IO, Any, Final
+import traceback
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from aiomas_ng import clocks, rpc, util
+from aiomas_ng._io.child import Child, Line
 from aiomas_ng.agent import Agent, Container
 from aiomas_ng.exceptions import ProcessError, SpawnError
 
@@ -41,9 +41,12 @@ __all__ = ["Manager", "ProcessSet", "start", "start_processes"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a child has to be ready, and seconds it is given to end before it is killed.
+#: Seconds until a child has to be ready.
 START_TIMEOUT: Final = 60.0
+#: Seconds that a child is given to end before it is terminated, and again before it is killed.
 STOP_TIMEOUT: Final = 5.0
+#: The same for children of a set of which one could not be started.
+FAILED_STOP_TIMEOUT: Final = 1.0
 
 
 async def start(addr: Any, *, allow: Iterable[str] | None = None, **container_kwargs: Any) -> None:
@@ -51,29 +54,25 @@ async def start(addr: Any, *, allow: Iterable[str] | None = None, **container_kw
 
     Args:
         addr: Where the container listens.
-        allow: What the manager may create besides agent classes, see :meth:`Manager.spawn`.
+        allow: What the manager may create, see :class:`Manager`.
         **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create`.
+
+    Cancelling it is safe; the container shuts down.
     """
-    await _serve(addr, allow, container_kwargs)
+    await _serve(addr, allow, container_kwargs, lambda manager: None)
 
 
 async def _serve(
     addr: Any,
     allow: Iterable[str] | None,
     container_kwargs: dict[str, Any],
-    report: Any = None,
-    stop: Any = None,
+    ready: Callable[[Manager], None],
 ) -> None:
     container = await Container.create(addr, **{**container_kwargs, "as_coro": True})
     try:
         manager = Manager(container, allow=allow)
-        if stop is not None:
-            stop.append(manager.stop)
-        if report is not None:
-            report(manager.addr)
+        ready(manager)
         await manager.stop_received
-    except KeyboardInterrupt:
-        logger.info("interrupted")
     finally:
         await container.shutdown(as_coro=True)
 
@@ -83,12 +82,20 @@ class Manager(Agent):
 
     Args:
         container: The container.
-        allow: Names, as given to :meth:`spawn`, that may be created although they are no agent classes;
-            ``'package.module:*'`` allows all of a module. If it is given, agent classes have to be named in
-            it as well.
+        allow: What may be created, as the names given to :meth:`spawn`; ``'package.module:*'`` stands for
+            what is defined in a module (what it imports is not). It may be anything that makes an agent, not
+            only a class of agents; nothing else may be created then. A manager that is created so is not
+            bound by the list itself. By default every class of agents may be created, and its factories be
+            called, in any module that can be imported: a peer can so have modules imported, and run with
+            them what they do when imported.
+
+    Raises:
+        TypeError: *allow* is a single string.
     """
 
     def __init__(self, container: Container, *, allow: Iterable[str] | None = None) -> None:
+        if isinstance(allow, str):
+            raise TypeError(f"allow must be a collection of names but is the string {allow!r}")
         super().__init__(container)
         #: Done when :meth:`stop` was called.
         self.stop_received: asyncio.Future[bool] = container.loop.create_future()
@@ -111,12 +118,9 @@ class Manager(Agent):
             ValueError: *qualname* is malformed.
             ImportError, AttributeError: It does not exist.
         """
-        self.__check_allowed(qualname)
-        factory = util.obj_from_str(qualname)
-        if self.__allow is None and not _is_agent_factory(qualname, factory):
-            raise SpawnError(
-                f"{qualname!r} is no class of agents and no factory of one, and this manager allows nothing else"
-            )
+        factory = self.__find_factory(qualname)
+        if "allow" in kwargs and _makes_managers(factory):
+            raise SpawnError("what a manager may create is not for those to say who can call another one")
         agent = factory(self.container, *args, **kwargs)
         if inspect.isawaitable(agent):
             agent = await agent
@@ -126,15 +130,28 @@ class Manager(Agent):
         logger.debug("spawned %s", agent)
         return agent, agent.addr
 
-    def __check_allowed(self, qualname: Any) -> None:
+    def __find_factory(self, qualname: Any) -> Any:
         if not isinstance(qualname, str) or qualname.count(":") != 1:
             raise ValueError(
                 f"malformed name {qualname!r}: expected 'module:Class' or 'module:Class.factory'"
             )
-        # Decided by the name alone, so that a name that is not allowed does not even import its module.
+        allow = self.__allow
+        if allow is not None and qualname in allow:
+            return util.obj_from_str(qualname)
         module = qualname.partition(":")[0]
-        if self.__allow is not None and not {qualname, f"{module}:*"} & self.__allow:
+        # Decided by the name alone, so that a name that is not allowed does not even import its module.
+        if allow is not None and f"{module}:*" not in allow:
             raise SpawnError(f"{qualname!r} is not among what this manager may create")
+        factory = util.obj_from_str(qualname)
+        if allow is None:
+            if not _is_agent_factory(qualname, factory):
+                raise SpawnError(
+                    f"{qualname!r} is no class of agents and no factory of one; "
+                    f"this manager creates such a thing only if it is allowed by name"
+                )
+        elif not _is_defined_in_module(qualname):
+            raise SpawnError(f"{qualname!r} is not defined in its module; it has to be allowed by name")
+        return factory
 
     @rpc.expose
     def set_time(self, time: float) -> None:
@@ -166,6 +183,20 @@ def _is_agent_factory(qualname: str, factory: Any) -> bool:
     return any(isinstance(vars(base).get(attribute), classmethod | staticmethod) for base in cls.__mro__)
 
 
+def _is_defined_in_module(qualname: str) -> bool:
+    """Return whether *qualname* leads to something of the module's own: a module also has what it imports,
+    and through that everything else."""
+    module, _, name = qualname.partition(":")
+    first, *rest = name.split(".")
+    is_own = getattr(util.obj_from_str(f"{module}:{first}"), "__module__", None) == module
+    return is_own and not any(part.startswith("__") for part in rest)
+
+
+def _makes_managers(factory: Any) -> bool:
+    cls = getattr(factory, "__self__", factory)  # of a class method: its class
+    return isinstance(cls, type) and issubclass(cls, Manager)
+
+
 # The parent's side
 
 
@@ -176,49 +207,56 @@ class ProcessSet:
         managers: The address of each container's :class:`Manager`, in the order of the addresses given.
     """
 
-    def __init__(self, processes: Sequence[asyncio.subprocess.Process], managers: Sequence[str]) -> None:
-        self._processes = list(processes)
-        self.managers = list(managers)
+    def __init__(self) -> None:
+        self.managers: list[str] = []
+        self._children: list[Child] = []
 
     def __len__(self) -> int:
-        return len(self._processes)
+        return len(self._children)
 
     @property
     def pids(self) -> list[int]:
         """The ids of the processes."""
-        return [process.pid for process in self._processes]
+        return [child.process.pid for child in self._children]
 
     async def wait(self) -> list[int]:
         """Wait until all processes have ended; return their exit codes (negative: the signal that killed
         them)."""
-        return [await process.wait() for process in self._processes]
+        return [await child.process.wait() for child in self._children]
 
     async def stop(self, timeout: float = STOP_TIMEOUT) -> list[int]:
         """End all processes, orderly where that works and otherwise by force, and return their exit codes.
-        Safe to be called twice.
+
+        Safe to be called twice. Cancelling it kills those that have not ended.
 
         Args:
             timeout: Seconds that they are given to shut down, and again after SIGTERM, before they are
                 killed.
         """
         try:
-            for process in self._processes:
-                if process.stdin is not None:
-                    process.stdin.close()
+            for child in self._children:
+                child.hang_up()
             await self._wait_for_end(timeout)
-            for process in self._processes:
-                if process.returncode is None:
-                    logger.warning("container process %s does not end; terminating it", process.pid)
-                    process.terminate()
+            for process in self._running():
+                logger.warning("container process %s does not end; terminating it", process.pid)
+                process.terminate()
             await self._wait_for_end(timeout)
         finally:
-            for process in self._processes:
-                if process.returncode is None:
-                    process.kill()
-        codes = await self.wait()
-        for process in self._processes:
-            process._transport.close()  # type: ignore[attr-defined]  # closes the pipes at once, on every version
-        return codes
+            for process in self._running():
+                logger.warning("container process %s does not end; killing it", process.pid)
+                process.kill()
+        return await self.wait()
+
+    async def _add(self) -> None:
+        starting = asyncio.create_task(Child.start("aiomas_ng.subproc:_run_child"))
+        try:
+            # If this is cancelled, there is a process to be ended all the same: uvloop would forget it.
+            await asyncio.shield(starting)
+        finally:
+            self._children.append(await starting)
+
+    def _running(self) -> list[asyncio.subprocess.Process]:
+        return [child.process for child in self._children if child.process.returncode is None]
 
     async def _wait_for_end(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -242,7 +280,7 @@ async def start_processes(
     on return.
 
     No process is left behind: neither when one of them fails to start, nor when this is cancelled, nor when
-        this process dies, be it by SIGKILL.
+    this process dies, be it by SIGKILL.
 
     Args:
         addrs: Where the containers listen.
@@ -251,98 +289,93 @@ async def start_processes(
         **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create` in the children, pickled.
 
     Raises:
-        ProcessError: A process died before it was ready, or was not ready in time; says with what code, its
-            output is on standard error.
-        TypeError: An argument cannot be pickled.
+        ProcessError: A process failed, died before it was ready, or was not ready in time. Says why, and has
+            the child's traceback as a note.
+        TypeError: An argument cannot be pickled, or consists of what is defined in the main script, which the
+            children do not have.
     """
-    try:
-        settings = [
-            pickle.dumps((list(sys.path), addr, allow and list(allow), container_kwargs)) for addr in addrs
-        ]
-    except Exception as error:
-        raise TypeError(f"the arguments for a container process cannot be pickled: {error}") from error
-    processes = ProcessSet([], [])
+    if allow is not None and not isinstance(allow, str):
+        allow = list(allow)
+    settings = [_pickle((addr, allow, container_kwargs)) for addr in addrs]
+    processes = ProcessSet()
     try:
         async with asyncio.timeout(timeout):
-            for setting in settings:
-                processes._processes.append(await _start_process(setting))
-            for process in processes._processes:
-                processes.managers.append(await _await_report(process))
-    except TimeoutError as error:
-        await processes.stop(timeout=0.1)
-        raise ProcessError(f"the container processes were not ready within {timeout} s") from error
-    except BaseException:
-        await processes.stop(timeout=0.1)
+            for _ in settings:
+                await processes._add()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(child.set_up(setting))
+                    for child, setting in zip(processes._children, settings, strict=True)
+                ]
+        processes.managers += [task.result()["manager"] for task in tasks]
+    except BaseException as error:
+        await processes.stop(FAILED_STOP_TIMEOUT)
+        if isinstance(error, TimeoutError):
+            raise ProcessError(f"the container processes were not ready within {timeout} s") from error
+        if isinstance(error, OSError):
+            raise ProcessError(f"a container process cannot be started: {error}") from error
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None  # one says enough; the others were cancelled because of it
         raise
     return processes
 
 
-async def _start_process(setting: bytes) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # -W, -X dev and the like, as multiprocessing does
-        "-c",
-        "from aiomas_ng.subproc import _run_child; _run_child()",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert process.stdin is not None
-    process.stdin.write(struct.pack("!Q", len(setting)) + setting)
-    return process
+def _pickle(settings: tuple[Any, ...]) -> bytes:
+    stream = io.BytesIO()
+    try:
+        _SettingsPickler(stream).dump(settings)
+    except Exception as error:
+        raise TypeError(f"the arguments for a container process cannot be pickled: {error}") from error
+    return stream.getvalue()
 
 
-async def _await_report(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        code = await process.wait()
-        raise ProcessError(
-            f"container process {process.pid} ended with code {code} before it was ready; see its standard error"
-        )
-    return str(json.loads(line)["manager"])
+class _SettingsPickler(pickle.Pickler):
+    """Refuses what the child could not find."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
+            raise TypeError(
+                f"{obj.__qualname__} is defined in the main script, which container processes do not have; "
+                f"move it to a module"
+            )
+        return NotImplemented
 
 
 # The child's side
 
 
-def _run_child() -> None:
-    """Run the container that the parent describes on standard input; see the module's docstring."""
-    # What agents print must not get into the report, so the pipe is moved out of their way.
-    report_pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    settings = os.fdopen(os.dup(0), "rb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    (size,) = struct.unpack("!Q", settings.read(8))
-    path, addr, allow, container_kwargs = pickle.loads(settings.read(size))
-    sys.path[:] = path
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        stop: list[Any] = []
-
-        def report(manager_addr: str) -> None:
-            with report_pipe:
-                report_pipe.write(json.dumps({"manager": manager_addr}) + "\n")
-
-        task = asyncio.ensure_future(_serve(addr, allow, container_kwargs, report, stop))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, lambda: stop[0]() if stop else task.cancel())
-        threading.Thread(target=_watch_parent, args=(settings, loop, stop, task), daemon=True).start()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+def _run_child(line: Line) -> None:
+    """Run the container that the parent describes; see the module's docstring."""
+    settings = line.read()
+    if settings is None:
+        sys.exit(1)  # the parent has died or given up, so there is nobody to tell
+    try:
+        asyncio.run(_run_container(settings, line))
+    except Exception as error:
+        if line.was_used:
+            raise
+        text = "".join(traceback.format_exception_only(error)).strip()
+        line.report(error=text, traceback=traceback.format_exc())
+        sys.exit(1)
 
 
-def _watch_parent(
-    pipe: IO[bytes], loop: asyncio.AbstractEventLoop, stop: list[Any], task: asyncio.Task[None]
-) -> None:
-    """Wait in a thread, which works even while the loop is busy, until the parent closes the pipe or dies;
-    then end this process."""
-    pipe.read()
-    with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends already
-        loop.call_soon_threadsafe(lambda: stop[0]() if stop else task.cancel())
-    threading.Event().wait(STOP_TIMEOUT)
-    os._exit(1)
+async def _run_container(settings: bytes, line: Line) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    stop: Callable[[], object] = task.cancel
+
+    def end() -> None:
+        stop()
+
+    def ready(manager: Manager) -> None:
+        nonlocal stop
+        stop = manager.stop
+        line.report(manager=manager.addr)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    threading.Thread(target=line.watch_parent, args=(loop, end), daemon=True).start()
+    addr, allow, container_kwargs = pickle.loads(settings)
+    with contextlib.suppress(asyncio.CancelledError):
+        await _serve(addr, allow, container_kwargs, ready)
