@@ -7,34 +7,50 @@ same container, in another process, or on another host, with the same semantics:
 skips the socket, and its values still pass through the codec.
 
 The reference is what programs rely on in ``aiomas.agent``. We differ in that ids are never given twice, dead
-connections are replaced, and in what is
-new: named agents, removal, the hooks :meth:`Agent.on_ready` and :meth:`Agent.on_stop`.
+connections are replaced, and in what is new: named agents, removal, the hooks :meth:`Agent.on_ready` and
+:meth:`Agent.on_stop`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import socket
 import ssl as sslmod
 from collections.abc import Coroutine
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, overload
 
 from aiomas_ng import channel, clocks, local_queue, rpc, util
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
-from aiomas_ng.exceptions import AgentIdError, AgentNotFoundError
+from aiomas_ng.exceptions import (
+    AgentIdError,
+    AgentNotFoundError,
+    CallTimeoutError,
+    ConnectError,
+    RemoteLookupError,
+)
 
 __all__ = ["Agent", "Container", "SSLCerts"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a container which was connected to is given to say whether it has an agent.
+ANSWER_TIMEOUT: Final = 30.0
+
 #: Hosts that stand for all interfaces; agents' addresses then have the machine's own name.
-WILDCARD_HOSTS = (None, "", "::", "0.0.0.0")
+WILDCARD_HOSTS: Final = (None, "", "::", "0.0.0.0")
+
+#: Whether the running code is a hook of an agent, for which a shutdown may be waiting.
+IS_IN_HOOK: contextvars.ContextVar[bool] = contextvars.ContextVar("IS_IN_HOOK", default=False)
+
+T = TypeVar("T")
 
 
 class SSLCerts(NamedTuple):
@@ -71,6 +87,20 @@ def _make_ssl_contexts(ssl: Any) -> tuple[sslmod.SSLContext | None, sslmod.SSLCo
     raise TypeError(
         f"ssl must be SSLCerts, or two ssl.SSLContext (for the server, for the clients), but is {ssl!r}"
     )
+
+
+def _block(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None) -> T:
+    """Run *coro* to its end.
+
+    Raises:
+        RuntimeError: An event loop is running already.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return util.run(coro, loop=loop)
+    coro.close()
+    raise RuntimeError("an event loop is running already: use 'await' and as_coro=True")
 
 
 class Container:
@@ -154,10 +184,10 @@ class Container:
         Raises:
             AddressInUseError: Somebody listens on *addr* already.
             AddressError: *addr* is no address.
+            RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-
         coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits)
-        return coro if as_coro else util.run(coro, loop=loop)
+        return coro if as_coro else _block(coro, loop)
 
     @classmethod
     async def _create(
@@ -213,9 +243,10 @@ class Container:
         self._next_aid = 0
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
         self._ready: dict[str, asyncio.Future[None]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starting: dict[str, asyncio.Task[None]] = {}  # runs of on_ready
         #: The agents; ``agents.dict`` has them by id.
         self.agents = rpc.ServiceDict()
+        self.router.adopt()  # so that the agents have their paths, whether we serve already or not
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._base_url!r})"
@@ -255,6 +286,7 @@ class Container:
                 ``FileNotFoundError`` as well).
             AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
             AddressError: *url* does not parse (a ``ValueError``).
+            ClosedByUsError: This container was shut down.
 
         Cancelling it is safe and disturbs no other call.
         """
@@ -263,13 +295,32 @@ class Container:
         client = await peer.connect(timeout)
         proxy = peer.proxies.get(aid)
         if proxy is None:
-            class_name = await client.remote.validate_aid(aid)
+            class_name = await self._validate(client, address, aid, timeout)
             if class_name is None:
                 raise AgentNotFoundError(aid, address.url)
             proxy = rpc.Proxy(peer, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
             if peer.client is client:
                 peer.proxies[aid] = proxy
         return proxy
+
+    async def _validate(
+        self, client: rpc.RpcClient, address: Address, aid: str, timeout: float | None
+    ) -> str | None:
+        """Ask the container at *address* for the class of an agent.
+
+        Raises:
+            ConnectError: What listens there does not answer, or is no container.
+        """
+        validate = client.remote.validate_aid
+        if timeout is not None:
+            validate = rpc.with_options(validate, timeout=timeout or ANSWER_TIMEOUT)
+        try:
+            class_name: str | None = await validate(aid)
+        except CallTimeoutError as error:
+            raise ConnectError(address.url, f"it is connected, but {error}") from error
+        except RemoteLookupError as error:
+            raise ConnectError(address.url, f"no container answers there: {error.message}") from error
+        return class_name
 
     @router.expose
     def validate_aid(self, aid: str) -> str | None:
@@ -285,9 +336,10 @@ class Container:
             AgentNotFoundError: There is no such agent here.
         """
         aid = agent if isinstance(agent, str) else agent.addr.rpartition("/")[2]
-        found = self.agents.dict.pop(aid, None)
-        if found is None:
-            raise AgentNotFoundError(aid, self._base_url)
+        found = self.agents.dict.get(aid)
+        if found is None or (found is not agent and agent is not aid):
+            raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
+        del self.agents.dict[aid]
         self.agents.router.unset_sub_router(aid)
         await self._stop_agent(aid, found)
 
@@ -301,18 +353,21 @@ class Container:
 
         Args:
             as_coro: Return a coroutine, to be awaited where the loop is running; else block until it is done.
+
+        Raises:
+            RuntimeError: An event loop is running, and *as_coro* is not set.
+
+        Who calls it again waits for the end as well, except in a handler or hook of the container, for whose
+        end the first caller waits. Cancelling it skips what the agents still do in :meth:`Agent.on_stop`.
         """
-        if as_coro:
-            return self._shutdown()
-        util.run(self._shutdown(), loop=self._loop)
-        return None
+        return self._shutdown() if as_coro else _block(self._shutdown(), self._loop)
 
     async def _shutdown(self) -> None:
         server, self._tcp_server = self._tcp_server, None
         if server is not None:
             server.close()
         if self._shutdown_end is not None:
-            if CURRENT_JOB.get() is None:  # else it may be a handler that the other caller waits for
+            if CURRENT_JOB.get() is None and not IS_IN_HOOK.get():  # else the other caller may wait for us
                 await asyncio.shield(self._shutdown_end)
             return
         self._shutdown_end = self._loop.create_future()
@@ -322,38 +377,29 @@ class Container:
             self._shutdown_end.set_result(None)
 
     async def _end_all(self) -> None:
-        for aid, agent in list(self.agents.dict.items()):
-            await self._stop_agent(aid, agent)
-        await self._peers.close()
-        await asyncio.gather(*(client.close() for client in list(self._connections)), return_exceptions=True)
-        tasks = self._tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            for aid, agent in list(self.agents.dict.items()):
+                await self._stop_agent(aid, agent)
+        finally:
+            # All at once: if we are in a handler, the end of one of two connected ends must not cancel it
+            # through the other one.
+            closing = [client.close() for client in self._connections]
+            await asyncio.gather(*closing, self._peers.close(), return_exceptions=True)
 
     # Connections
 
     async def _open_connection(self, address: Address, timeout: float | None) -> rpc.RpcClient:
         """Open a connection for :attr:`_peers`."""
-        if self._tcp_server is not None and address == self._own_address():
+        if address == self._own_address():
             chan = await self._join_self()
         else:
-            chan = await channel.open_connection(
-                address, timeout=timeout, loop=self._loop, **self._connect_kwargs_for(address)
-            )
+            kwds = dict(self._connect_kwargs)
+            tls = rpc.tls_for(address, kwds.pop("ssl", None))
+            chan = await channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
         client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers)
         client.url = address.url
         self._add_connection(client)
         return client
-
-    def _connect_kwargs_for(self, address: Address) -> dict[str, Any]:
-        """Return how to connect to *address*; TLS is for what crosses a network."""
-        kwds = dict(self._connect_kwargs)
-        if address.protocol == "local" or kwds.get("ssl") is None:
-            kwds.pop("ssl", None)
-        elif address.protocol == "ipc":
-            kwds["server_hostname"] = "localhost"
-        return kwds
 
     def _own_address(self) -> Address:
         return parse_agent_url(self._base_url + "-")[0]
@@ -375,7 +421,7 @@ class Container:
 
     def _add_connection(self, client: rpc.RpcClient) -> None:
         self._connections.add(client)
-        client.channel._lost_callbacks.append(lambda _: self._connections.discard(client))
+        client.channel._when_lost(lambda _: self._connections.discard(client))
 
     # Agents
 
@@ -393,8 +439,8 @@ class Container:
         else:
             self._check_aid(aid)
             self._given_aids.add(aid)
-        self.agents.dict[aid] = agent
         self.agents.router.set_sub_router(agent.router, aid)
+        self.agents.dict[aid] = agent
         if type(agent).on_ready is not Agent.on_ready:
             self._ready[aid] = self._loop.create_future()
             # In the next turn of the loop the constructors of all subclasses are through.
@@ -416,10 +462,13 @@ class Container:
         if self.agents.dict.get(aid) is not agent or self._shutdown_end is not None:
             self._ready.pop(aid).set_result(None)
             return
-        task = self._loop.create_task(self._run_hook(agent, "on_ready"))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: self._ready.pop(aid).set_result(None))
+
+        def end(_: object) -> None:
+            del self._starting[aid]
+            self._ready.pop(aid).set_result(None)
+
+        self._starting[aid] = self._loop.create_task(self._run_hook(agent, "on_ready"))
+        self._starting[aid].add_done_callback(end)
 
     async def _wait_ready(self, agent: Agent) -> None:
         """Wait until the agent's :meth:`Agent.on_ready` has ended."""
@@ -428,16 +477,24 @@ class Container:
             await asyncio.shield(ready)
 
     async def _stop_agent(self, aid: str, agent: Agent) -> None:
+        """Run the agent's :meth:`Agent.on_stop`, after its :meth:`Agent.on_ready` has ended."""
+        starting = self._starting.get(aid)
+        if starting is not None and starting is not asyncio.current_task():
+            starting.cancel()
+            await asyncio.wait([starting], timeout=CLOSE_GRACE)
         if type(agent).on_stop is not Agent.on_stop:
             await self._run_hook(agent, "on_stop")
 
     async def _run_hook(self, agent: Agent, name: str) -> None:
+        token = IS_IN_HOOK.set(True)
         try:
             result = getattr(agent, name)()
             if inspect.isawaitable(result):
                 await result
         except Exception:
             logger.exception("%s of %s failed", name, agent)
+        finally:
+            IS_IN_HOOK.reset(token)
 
 
 class Agent:
@@ -457,22 +514,29 @@ class Agent:
 
     def __init__(self, container: Container, *, aid: str | None = None) -> None:
         if not isinstance(container, Container):
-            raise TypeError(f"container must be a Container but is {container!r}")
+            hint = " (await it first)" if inspect.isawaitable(container) else ""
+            raise TypeError(f"container must be a Container but is {container!r}{hint}")
         self.__container = container
         self.__addr = container._register(self, aid)
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}({self.__addr!r})"
+        return f"{type(self).__name__}({self.addr!r})"
 
     @property
     def container(self) -> Container:
         """The container that the agent lives in."""
-        return self.__container
+        try:
+            return self.__container
+        except AttributeError:
+            raise _not_initialized(self) from None
 
     @property
     def addr(self) -> str:
         """The agent's address, for :meth:`Container.connect`."""
-        return self.__addr
+        try:
+            return self.__addr
+        except AttributeError:
+            raise _not_initialized(self) from None
 
     def on_ready(self) -> Any:
         """Called by the loop when the agent is complete and its container serves; may be a coroutine
@@ -485,5 +549,9 @@ class Agent:
         """Called when the agent is removed or its container shuts down, while connections are still open; may
         be a coroutine function.
 
-        An exception is logged.
+        Where :meth:`on_ready` still runs, it is cancelled first. An exception is logged.
         """
+
+
+def _not_initialized(agent: Agent) -> RuntimeError:
+    return RuntimeError(f"{type(agent).__name__}.__init__ must call super().__init__(container) first")

@@ -39,6 +39,7 @@ from aiomas_ng.exceptions import (
     AiomasError,
     ChannelClosedError,
     ClosedByPeerError,
+    ClosedByUsError,
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
@@ -65,6 +66,9 @@ __all__ = [
 ]
 
 DEFAULT_CODEC: Final = codecs.MsgPack
+
+#: Bytes of frames that may be held back while a read is handled, to be written in one go.
+CORK_SIZE: Final = 64 * 1024
 
 CodecFactory = Callable[[], codecs.Codec]
 Serializers = Iterable[Callable[[], tuple[Any, ...]]]
@@ -111,8 +115,7 @@ async def open_connection(
         return ChannelProtocol(instance, loop=loop, limits=limits)
 
     protocol = await dial(addr, factory, timeout=timeout, loop=loop, **kwds)
-    if protocol.channel is None:
-        raise ClosedByPeerError("the connection was closed before it was made")
+    assert protocol.channel is not None
     return protocol.channel
 
 
@@ -180,12 +183,25 @@ async def open_pair(
 
 def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:
     make = codec or DEFAULT_CODEC
+    if not callable(make):
+        raise TypeError(f"codec must be a subclass of Codec, not an instance or a name: {make!r}")
+    if callable(extra_serializers):
+        raise TypeError(
+            f"extra_serializers must be a list, as in [Class.__serializer__], not {extra_serializers!r}"
+        )
     serializers = tuple(extra_serializers or ())
 
     def factory() -> codecs.Codec:
         instance = make()
         for serializer in serializers:
-            instance.add_serializer(*serializer())
+            try:
+                type_, serialize, deserialize = serializer()
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"each of extra_serializers must be callable and return type, serializer, deserializer, "
+                    f"as Class.__serializer__ does; {serializer!r} does not: {error}"
+                ) from error
+            instance.add_serializer(type_, serialize, deserialize)
         return instance
 
     return factory
@@ -220,6 +236,7 @@ class ChannelProtocol(asyncio.Protocol):
         self._connections: set[ChannelProtocol] | None = None
         self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
         self._corked: list[bytes] | None = None  # frames written while a read is handled
+        self._corked_size = 0
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
 
@@ -243,16 +260,19 @@ class ChannelProtocol(asyncio.Protocol):
         try:
             await result
         except Exception as error:
+            assert self.channel is not None
             # The usual way for such a callback to end is that its recv() meets the end of the connection.
-            if not isinstance(error, ChannelClosedError):
+            if not (self.channel.is_closed and isinstance(error, ChannelClosedError)):
                 self._callback_failed()
 
     def _callback_failed(self) -> None:
+        assert self.channel is not None
         logger.exception("client_connected_cb failed; closing the connection from %s", self._peername())
-        self.transport.close()
+        self.channel._set_error(ClosedByUsError("client_connected_cb failed"))
 
     def _peername(self) -> Any:
-        return self.transport.get_extra_info("peername") or self.transport.get_extra_info("sockname")
+        assert self.channel is not None
+        return self.channel.get_extra_info("peername") or self.channel.get_extra_info("sockname")
 
     def data_received(self, data: bytes) -> None:
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
@@ -278,9 +298,8 @@ class ChannelProtocol(asyncio.Protocol):
                 except ProtocolError as error:
                     channel._note_violation(error)
         finally:
-            corked, self._corked = self._corked, None
-            if corked:
-                self.transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
+            self.flush()
+            self._corked = None
 
     def write(self, payload: bytes) -> None:
         """Write *payload* as a frame.
@@ -289,10 +308,22 @@ class ChannelProtocol(asyncio.Protocol):
             FrameTooLargeError: It is above the limit.
         """
         frame = encode_frame(payload, self.limits.frame_size)
-        if self._corked is not None:
-            self._corked.append(frame)
-        else:
+        if self._corked is None:
             self.transport.write(frame)
+            return
+        self._corked.append(frame)
+        self._corked_size += len(frame)
+        if self._corked_size >= CORK_SIZE:
+            # The transport has to see them, to say when the peer reads too slowly.
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what :meth:`data_received` has held back to write it in one go."""
+        corked = self._corked
+        if corked:
+            self._corked = []
+            self._corked_size = 0
+            self.transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
 
     def is_backlogged(self) -> bool:
         """Return whether the bytes that the peer does not read have reached the limit."""
@@ -308,7 +339,8 @@ class ChannelProtocol(asyncio.Protocol):
             if isinstance(error, DeserializationError)
             else MalformedFrameError(f"not [type, id, content]: {error}")
         )
-        self._reject(frame, cause)
+        # Without its way through the codec: it is not a handler that raised.
+        self._reject(frame, cause.with_traceback(None))
 
     def _reject(self, payload: bytes, error: AiomasError) -> None:
         """Answer or end the request that a bad frame belongs to, if that can still be read from it."""
@@ -317,7 +349,7 @@ class ChannelProtocol(asyncio.Protocol):
         envelope = self.codec.peek(payload)
         if envelope is not None:
             self._is_decoding_known = True
-            channel._reject_frame(*envelope, error)
+            channel._reject_frame(*envelope, error, len(payload))
             return
         violation = MalformedFrameError(f"{type(error).__name__}: {error}")
         violation.__cause__ = error
@@ -330,7 +362,11 @@ class ChannelProtocol(asyncio.Protocol):
             )
             violation = MalformedFrameError(hint)
             violation.__cause__ = error
-            channel._fail_calls(violation)
+            if channel._exchange.calls:
+                # What answers us does not understand us: to complain to it would have no end.
+                channel._fail_calls(violation)
+                channel._abort(str(violation), violation)
+                return
         channel._note_violation(violation)
 
     def eof_received(self) -> None:
@@ -346,10 +382,6 @@ class ChannelProtocol(asyncio.Protocol):
             self.channel._set_error(self._lost_error(exc))
             self.channel._connection_lost()
         self.is_paused = False
-        while self._drain_waiters:
-            waiter = self._drain_waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
 
     def _lost_error(self, exc: Exception | None) -> ChannelClosedError:
         reason = "the peer closed the connection" if exc is None else f"the connection broke: {exc}"
@@ -363,16 +395,22 @@ class ChannelProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The transport's buffer is full: new requests of the peer wait until it has emptied."""
         self.is_paused = True
+        if self.channel is not None:
+            self.channel._check_stall()
 
     def resume_writing(self) -> None:
         """The transport's buffer has emptied: go on."""
         self.is_paused = False
-        while self._drain_waiters and not self.is_paused:
+        self.wake_drainers()
+        if self.channel is not None:
+            self.channel._writing_resumed()
+
+    def wake_drainers(self) -> None:
+        """Let all that wait in :meth:`drain` look again."""
+        while self._drain_waiters:
             waiter = self._drain_waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-        if self.channel is not None:
-            self.channel._writing_resumed()
 
     async def drain(self) -> None:
         """Wait until the transport's buffer has room.
@@ -405,7 +443,7 @@ class Channel(Caller, Answerer):
         self, protocol: ChannelProtocol, codec: codecs.Codec, transport: Any, loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(protocol, codec, transport, loop)
-        self._violations = 0
+        self._due_pong: int | None = None
 
     def _take_frame(self, msg_type: Any, msg_id: Any, content: Any, size: int) -> None:
         """Take a decoded frame.
@@ -430,7 +468,7 @@ class Channel(Caller, Answerer):
             exchange = self._exchange
             if not exchange._has_seen_request and exchange.greet(msg_id):
                 self._welcome()
-            if self._handler is not None and not self._protocol.is_paused:
+            if self._handler is not None and not self._inbox and not self._protocol.is_paused:
                 self._handler(msg_id, content)
             else:
                 self._put_inbox(msg_id, content, size)
@@ -450,7 +488,7 @@ class Channel(Caller, Answerer):
                 raise MalformedFrameError(
                     f"a one-way message is for lane {msg_id!r:.100}, which nobody serves"
                 )
-            if self._handler is not None and not self._protocol.is_paused:
+            if self._handler is not None and not self._inbox and not self._protocol.is_paused:
                 self._handler(None, content)
             else:
                 self._put_inbox(None, content, size)
@@ -463,13 +501,22 @@ class Channel(Caller, Answerer):
             if job is not None:
                 job.grant(content)
         elif msg_type == frames.CANCEL:
-            job = self._exchange.jobs.get(msg_id) if isinstance(msg_id, int | str) else None
-            if job is not None:
-                job.cancel()
-            else:
-                self._drop_from_inbox(msg_id)
+            self._take_cancel(msg_id)
         elif msg_type == frames.PING:
-            self._send_control(frames.PONG, msg_id if isinstance(msg_id, int | str) else 0)
+            if type(msg_id) is not int:
+                raise MalformedFrameError(f"a ping's number must be an integer but is {msg_id!r:.100}")
+            self._due_pong = msg_id
+            self._send_due_pong()
+
+    def _send_due_pong(self) -> None:
+        # To a peer that does not read, only the latest of its pings is answered.
+        if self._due_pong is not None and not self._protocol.is_paused:
+            self._send_control(frames.PONG, self._due_pong)
+            self._due_pong = None
+
+    def _writing_resumed(self) -> None:
+        self._send_due_pong()
+        super()._writing_resumed()
 
     def _welcome(self, greet: bool = True) -> None:
         """The peer has shown that it is one of ours: say the same of us, and cancel what was abandoned
@@ -480,39 +527,23 @@ class Channel(Caller, Answerer):
         for msg_id in abandoned:
             self._send_control(frames.CANCEL, msg_id)
 
-    def _reject_frame(self, msg_type: int, msg_id: Any, error: AiomasError) -> None:
+    def _reject_frame(self, msg_type: int, msg_id: Any, error: AiomasError, size: int) -> None:
         """A frame whose type and id are known cannot be taken: end the request it belongs to, and nothing
         else."""
-        if msg_type == REQUEST and isinstance(msg_id, int | str):
-            if self._exchange.greet(msg_id):
-                self._welcome()
-            self._answer_error(msg_id, error)
-            logger.warning("a request from %s cannot be taken: %s", self._protocol._peername(), error)
-            return
         try:
-            if msg_type in (RESULT, EXCEPTION):
+            if msg_type == REQUEST and isinstance(msg_id, int | str):
+                logger.warning("a request from %s cannot be taken: %s", self._protocol._peername(), error)
+                if self._exchange.greet(msg_id):
+                    self._welcome()
+                self._reject_request(msg_id, error, size)
+            elif msg_type in (RESULT, EXCEPTION):
                 self._fail_call(self._exchange.settle(msg_id), error)
-                return
-            if msg_type == frames.ITEM:
+            elif msg_type == frames.ITEM:
                 call = self._exchange.find(msg_id)
                 if call is not None:
                     self._abandon(msg_id)
                     self._fail_call(call, error)
-                return
+            else:
+                raise MalformedFrameError(f"a frame of type {msg_type} cannot be taken: {error}")
         except ProtocolError as violation:
             self._note_violation(violation)
-            return
-        self._note_violation(MalformedFrameError(f"a frame of type {msg_type} cannot be taken: {error}"))
-
-    def _note_violation(self, error: ProtocolError) -> None:
-        """Log a broken rule and tell the peer; close the connection when there were too many."""
-        self._violations += 1
-        logger.warning(
-            "%s broke the rules of the wire: %s: %s", self._protocol._peername(), type(error).__name__, error
-        )
-        if self._violations > self._limits.violations:
-            self._abort(
-                f"the peer broke the rules of the wire {self._violations} times, last: {error}", error
-            )
-        elif not self._protocol.is_paused:
-            self._answer_error(None, error)

@@ -138,7 +138,7 @@ class RemoteOverloadError(RemoteException):
 
 
 class RemoteCancelledError(RemoteException):
-    """The peer gave up the work before it was done, for example because it shuts down."""
+    """The peer gave up the work before it was done: its handler was cancelled."""
 
 
 class SerializationError(AiomasError, ValueError):
@@ -200,6 +200,7 @@ class ConnectError(AiomasError, ConnectionRefusedError):
     """
 
     def __init__(self, address: Any, reason: object) -> None:
+        reason = str(reason) or repr(reason)
         super().__init__(errno.ECONNREFUSED, f"cannot connect to {address}: {reason}")
         self.address = address
         self.reason = reason

@@ -15,17 +15,17 @@ result arrives as a :class:`Proxy`; so does a proxy that is handed on, and the t
 service by itself, at its address.
 
 The reference is what programs rely on in ``aiomas.rpc``. We differ in that nothing is reachable that was not
-exposed, not even by chance, and in
-what is new: one-way calls, timeouts per call, streams, proxies that can be handed on.
+exposed, not even by chance, and in what is new: one-way calls, timeouts per call, streams, proxies that can
+be handed on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
@@ -57,10 +57,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: What the arguments of a call are, decoded.
+SEQUENCES: Final = (list, tuple)
+
 #: The name under which references to services travel.
-REFERENCE_NAME = "aiomas_ng.service"
+REFERENCE_NAME: Final = "aiomas_ng.service"
 # Whose a referenced service is: the sender's, the receiver's, or that of a third party at a URL.
 OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
+
+#: What of the way in which a peer was connected to also holds for third parties.
+SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "ssl")
 
 
 async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) -> RpcClient:
@@ -86,7 +92,7 @@ async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) ->
         client.url = (
             Address("ipc", target).url if isinstance(target, str) else Address("local", target.queue_id).url
         )
-    client._open_kwds = {key: value for key, value in kwds.items() if key != "timeout"}
+    client._open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds}
     return client
 
 
@@ -107,19 +113,34 @@ async def start_server(
         AddressInUseError, AddressError: See :func:`aiomas_ng.channel.start_server`.
     """
     _check_service(rpc_service)
+    # The context for TLS, if there is one, is that of a server and cannot be used to connect.
+    open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds and key != "ssl"}
 
     def connected(channel: Channel) -> Any:
         client = RpcClient(channel, rpc_service)
+        client._open_kwds = open_kwds
         return client_connected_cb(client) if client_connected_cb is not None else None
 
     return await channels.start_server(addr, connected, **kwds)
 
 
+def tls_for(address: Address, ssl: Any) -> dict[str, Any]:
+    """Return the options for a TLS connection to *address*: TLS is for what leaves the process.
+
+    A Unix socket has no host name, so certificates there have to be issued to ``localhost``.
+    """
+    if ssl is None or address.protocol == "local":
+        return {}
+    return {"ssl": ssl, "server_hostname": "localhost"} if address.protocol == "ipc" else {"ssl": ssl}
+
+
 def _check_service(rpc_service: Any, is_optional: bool = False) -> None:
     if not (is_rpc_service(rpc_service) or (is_optional and rpc_service is None)):
-        raise ValueError(
-            f"{rpc_service!r} is not a valid RPC service: it needs a router, as in 'router = Service()'"
+        is_class = isinstance(rpc_service, type) and isinstance(getattr(rpc_service, "router", None), Service)
+        what = (
+            "give an instance of the class" if is_class else "it needs a router, as in 'router = Service()'"
         )
+        raise ValueError(f"{rpc_service!r} is not a valid RPC service: {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +216,15 @@ class Proxy:
         url = self._url or self._link.url
         return (url or id(self._link), self._path)
 
+    def __copy__(self) -> Proxy:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Proxy:
+        return self  # it is a name, and cannot be changed
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(f"{self} cannot be pickled: send it through a connection, or send its address")
+
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Proxy) else NotImplemented
 
@@ -238,7 +268,8 @@ def with_options(proxy: Proxy, *, timeout: float | None = None, oneway: bool = F
 
 
 class _ServiceEnd(asyncio.Future[None]):
-    """Done when the connection of a service has ended; cancelling it closes the connection."""
+    """Done when the connection of a service has ended; cancelling it closes the connection, cancelling who
+    awaits it does not."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(loop=channel._loop)
@@ -249,6 +280,13 @@ class _ServiceEnd(asyncio.Future[None]):
             return False
         self._channel._set_error(ClosedByUsError("the service was cancelled"))
         return True
+
+    def __await__(self) -> Generator[Any, None, None]:
+        # A task that is cancelled cancels what it awaits, and expects to be woken by that with the error. By
+        # this future it would be woken without one, and go on.
+        return super().__await__() if self.done() else asyncio.shield(self).__await__()
+
+    __iter__ = __await__
 
 
 class RpcClient:
@@ -280,7 +318,7 @@ class RpcClient:
         self._reset_callback: Callable[[BaseException], Any] | None = None
         self._service = _ServiceEnd(channel) if rpc_service is not None else None
         channel.codec.add_serializer(object, self._serialize, self._deserialize, name=REFERENCE_NAME)
-        channel._lost_callbacks.append(self._connection_ended)
+        channel._when_lost(self._connection_ended)
         channel._serve(self._handle)
 
     def __repr__(self) -> str:
@@ -326,6 +364,10 @@ class RpcClient:
     def _connection_ended(self, error: BaseException) -> None:
         if self._service is not None and not self._service.done():
             self._service.set_result(None)
+        if self._peers is not None and self._has_own_peers and self.url is None:
+            # Nobody closes the client that stands for a peer who dialled us, so what was opened for the
+            # proxies that it has sent would stay for ever.
+            self._peers.drop()
         if self._reset_callback is not None and not isinstance(error, ClosedByUsError):
             try:
                 self._reset_callback(error)
@@ -361,19 +403,21 @@ class RpcClient:
         channel = self._channel
         try:
             path, args, kwargs = content if len(content) == 3 else content[:3]
+            if not isinstance(args, SEQUENCES) or not isinstance(kwargs, dict):
+                raise TypeError
             if self._router is None:
                 raise RoutingError("this side of the connection offers no RPC service")
             func = self._router.resolve(path)
             result = func(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:  # even CancelledError: the function has it from some other future
             self._failed(msg_id, content, error)
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                # It ends the loop, but not from here: uvloop lets nothing through that a protocol raises.
+                channel._loop.call_soon(_raise, error)
             return
-        except BaseException as error:
-            channel._answer_error(msg_id, error)
-            raise
         channel._settle(msg_id, result)
 
-    def _failed(self, msg_id: int | str | None, content: Any, error: Exception) -> None:
+    def _failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
         """Answer with the *error* of a call that did not get as far as its first wait."""
         tb = error.__traceback__
         if tb is not None and tb.tb_next is None:  # raised by _handle itself, before or at the call
@@ -393,7 +437,7 @@ class RpcClient:
         """
         if isinstance(obj, Proxy):
             if obj._link is self:
-                return [OF_RECEIVER, obj._path, None, None]
+                return [OF_RECEIVER, obj._path, None, obj._name]
             url = obj._url or obj._link.url
             if url is None:
                 raise SerializationError(
@@ -403,21 +447,25 @@ class RpcClient:
             return [OF_THIRD, obj._path, url, obj._name]
         if not is_rpc_service(obj):
             raise SerializationError(f"No serializer found for type {type(obj)}")
-        if self._router is None:
-            raise SerializationError(
-                "no RPC service runs on this side of the connection, so none can be sent"
-            )
         router: Router = obj.router
-        if router.root is not self._router:
+        if self._router is not None and router.root is not self._router:
             self._router.adopt()
-        if router.root is not self._router:
-            raise SerializationError(f"RPC service {obj!r} is not exposed for this connection")
-        name = (
-            f"{type(obj).__name__}Proxy({str(obj.addr)!r})"
-            if self._own_url and hasattr(obj, "addr")
-            else None
-        )
-        return [OF_SENDER, router.path, self._own_url, name]
+        root = router.root
+        name = f"{type(obj).__name__}Proxy({str(obj.addr)!r})" if hasattr(obj, "addr") else None
+        if root is not self._router:
+            # An agent of another container has an address of its own.
+            url = getattr(root.obj, "_base_url", None)
+            if isinstance(url, str):
+                return [OF_THIRD, router.path, url, name]
+            if self._router is None:
+                raise SerializationError(
+                    "no RPC service runs on this side of the connection, so none can be sent"
+                )
+            raise SerializationError(
+                f"RPC service {obj!r} is not exposed for this connection: "
+                f"it is no sub-service of what is served here"
+            )
+        return [OF_SENDER, router.path, self._own_url, name if self._own_url else None]
 
     def _deserialize(self, reference: Any) -> Any:
         """Return what a reference of the peer stands for.
@@ -436,7 +484,7 @@ class RpcClient:
         if whose == OF_SENDER:
             return Proxy(self, path, url, name=name)
         if whose == OF_RECEIVER:
-            return self._own_object(path)
+            return self._own_service(path, name)
         if whose != OF_THIRD or url is None:
             raise DeserializationError(f"a reference to a service is malformed: {reference!r:.100}")
         try:
@@ -447,9 +495,17 @@ class RpcClient:
             raise DeserializationError(f"{url!r} is no base URL")
         return Proxy(self._get_peers().get(address), path, address.url, name=name)
 
-    def _own_object(self, path: str) -> Any:
+    def _own_service(self, path: str, name: str | None) -> Any:
+        """Return what the peer sends back to us: the service itself, or in a container again a proxy.
+
+        There a receiver must not be able to tell whether the service lives in its own container: methods of
+        the one are called, those of the other are awaited.
+        """
         if self._router is None:
             raise DeserializationError("the peer refers to a service of ours, but we offer none")
+        if self._own_url is not None:
+            address, _ = parse_url(self._own_url)
+            return Proxy(self._get_peers().get(address), path, address.url, name=name)
         try:
             return self._router.resolve(path) if path else self._router.obj
         except RoutingError as error:
@@ -464,10 +520,15 @@ class RpcClient:
 
     def _open_third(self, address: Address, timeout: float | None) -> Awaitable[RpcClient]:
         kwds = {"codec": type(self._channel.codec), **self._open_kwds}
-        return open_connection(address, timeout=timeout, **kwds)
+        tls = tls_for(address, kwds.pop("ssl", None))
+        return open_connection(address, timeout=timeout, **kwds, **tls)
 
 
-def _explain_bad_call(content: Any, error: Exception) -> Exception:
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _explain_bad_call(content: Any, error: BaseException) -> BaseException:
     """Return what is wrong with a call that could not even be begun."""
     if isinstance(error, RoutingError):
         return error
@@ -475,9 +536,9 @@ def _explain_bad_call(content: Any, error: Exception) -> Exception:
         return DeserializationError("the content of an RPC request must be [path, args, kwargs]")
     path, args, kwargs = content[:3]
     if (
-        not isinstance(args, tuple | list)
+        not isinstance(args, SEQUENCES)
         or not isinstance(kwargs, dict)
-        or not all(isinstance(k, str) for k in kwargs)
+        or not all(isinstance(key, str) for key in kwargs)
     ):
         return DeserializationError(
             "the content of an RPC request must be [path, args, kwargs] with a list and a dict"

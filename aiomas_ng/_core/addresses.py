@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import AddressError
 
 __all__ = ["Address", "parse_agent_url", "parse_host_port", "parse_url", "tcp_url"]
@@ -61,6 +62,8 @@ def parse_url(url: str) -> tuple[Address, str]:
             raise AddressError(f"cannot parse URL {url!r}: {place!r} has no port, expected tcp://host:port/…")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
+        if "[" in host or "]" in host:
+            raise AddressError(f"cannot parse URL {url!r}: {host!r} is no host, expected tcp://host:port/…")
         if not host:
             raise AddressError(f"cannot parse URL {url!r}: the host is missing, expected tcp://host:port/…")
         try:
@@ -105,10 +108,10 @@ def parse_host_port(addr: tuple[Any, ...]) -> tuple[Any, int]:
     if len(addr) != 2:
         raise AddressError(f"a TCP address must be (host, port) but is {addr!r}")
     host, port = addr
-    try:
-        number = int(port) if isinstance(port, int | str) else -1
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 65535:
-        raise AddressError(f"port must be a number from 0 to 65535 but is {port!r}")
-    return host, number
+    number = port
+    # int() alone would also take signs, spaces, underscores and the digits of all scripts.
+    if isinstance(port, str) and port.isascii() and port.isdigit() and len(port) <= 5:
+        number = int(port)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 65535:
+        raise AddressError(f"port must be a number from 0 to 65535 but is {short(port)}")
+    return host, int(number)

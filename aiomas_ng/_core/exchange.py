@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import FIRST_ID
 from aiomas_ng.exceptions import MalformedFrameError, OverloadError, UnknownReplyError
 
@@ -67,6 +68,15 @@ class Exchange:
         self.calls[msg_id] = call
         return msg_id
 
+    def withdraw(self, msg_id: int) -> None:
+        """Forget the call of *msg_id*, whose request was not sent after all.
+
+        The id is given out again: the peer recognizes us by the first one it sees. Not so if the call has
+        ended meanwhile, because it was abandoned or everything was closed: then it may be on record.
+        """
+        if self.calls.pop(msg_id, None) is not None and msg_id == self._next_id - 1:
+            self._next_id = msg_id
+
     def settle(self, msg_id: Any) -> Any | None:
         """Take the call that a reply to *msg_id* ends; ``None`` if it has ended before.
 
@@ -94,7 +104,7 @@ class Exchange:
     def _was_opened(self, msg_id: Any) -> bool:
         if type(msg_id) is int and FIRST_ID <= msg_id < self._next_id:
             return True
-        raise UnknownReplyError(f"the peer replied to request {msg_id!r}, which was never sent")
+        raise UnknownReplyError(f"the peer replied to request {short(msg_id)}, which was never sent")
 
     # The peer's requests
 
@@ -105,7 +115,9 @@ class Exchange:
             MalformedFrameError: Another request of that id is still being worked on.
         """
         if msg_id in self.jobs:
-            raise MalformedFrameError(f"the peer used id {msg_id!r} again before its request was answered")
+            raise MalformedFrameError(
+                f"the peer used id {short(msg_id)} again before its request was answered"
+            )
         self.jobs[msg_id] = job
 
     def end(self, msg_id: int | str) -> Any | None:

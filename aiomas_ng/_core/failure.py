@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiomas_ng import exceptions
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import (
     AiomasError,
     RemoteArgumentError,
@@ -25,7 +26,10 @@ MAX_TEXT: Final = 8192
 #: Most traceback lines that are sent; of a longer traceback the end stays, where the cause is.
 MAX_TRACEBACK: Final = 100
 
-#: Our own errors are named with this prefix, so that a user's error of the same name is not taken for them.
+_CUT: Final = " … "
+
+#: Our own errors, and the cancellation of a task, are named with this prefix, so that a user's error of the
+#: same name is not taken for them.
 PREFIX: Final = "aiomas_ng."
 
 REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
@@ -36,7 +40,7 @@ REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
     "aiomas_ng.DeserializationError": RemoteSerializationError,
     "aiomas_ng.FrameTooLargeError": RemoteSerializationError,
     "aiomas_ng.OverloadError": RemoteOverloadError,
-    "CancelledError": RemoteCancelledError,
+    "aiomas_ng.CancelledError": RemoteCancelledError,
 }
 
 _OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
@@ -45,13 +49,24 @@ _OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
 def describe(exception: BaseException) -> list[str]:
     """Return *exception* as the list of strings that is sent: type name, message, traceback lines."""
     name = type(exception).__name__
-    if isinstance(exception, AiomasError) and type(exception).__module__ == exceptions.__name__:
+    module = type(exception).__module__
+    # By its type alone: an exception may also lie about its class, or fail when it is asked.
+    is_ours = issubclass(type(exception), AiomasError) and module == exceptions.__name__
+    # One of ours that came out of a handler is about a call of that handler's own.
+    is_ours = is_ours and _user_traceback(exception) is None
+    if is_ours or (name == "CancelledError" and module == "asyncio.exceptions"):
         name = PREFIX + name
     try:
         message = str(exception)
     except Exception as error:
-        message = f"<str() of the exception failed: {error!r}>"
-    lines = traceback.format_exception(type(exception), exception, _user_traceback(exception))
+        message = f"<str() of the exception failed: {short(error)}>"
+    try:
+        tb, cause = _user_traceback(exception), exception.__cause__
+        # Where no code of a user's took part, the way through ours would only hide what is wrong.
+        chain = not is_ours or (cause is not None and _user_traceback(cause) is not None)
+        lines = traceback.format_exception(type(exception), exception, tb, chain=chain)
+    except Exception as error:  # the module relies on the attributes of exceptions, and they can be anything
+        lines = [f"{name}: {message}\n", f"<the traceback could not be formatted: {short(error)}>\n"]
     return [_clean(text) for text in (name, message, *lines[-MAX_TRACEBACK:])]
 
 
@@ -64,7 +79,8 @@ def rebuild(origin: Any, content: Any) -> RemoteException:
     if isinstance(content, str):
         return RemoteException(origin, content, "", content)
     if not isinstance(content, Sequence) or not content or not all(isinstance(part, str) for part in content):
-        return RemoteException(origin, repr(content), "", repr(content))
+        text = _represent(content)
+        return RemoteException(origin, text, "", text)
     type_name, message = content[0], content[1] if len(content) > 1 else ""
     text = "".join(content[2:]) or f"{type_name}: {message}"
     cls = REMOTE_TYPES.get(type_name, RemoteException)
@@ -72,15 +88,24 @@ def rebuild(origin: Any, content: Any) -> RemoteException:
 
 
 def _user_traceback(exception: BaseException) -> Any:
-    """Return the traceback without the frames of ours that lead to the user's code."""
+    """Return the traceback from the user's code on, ``None`` if there is none of that in it."""
     tb = exception.__traceback__
-    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_OUR_FILES):
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_OUR_FILES):
         tb = tb.tb_next
     return tb
+
+
+def _represent(content: Any) -> str:
+    """Return ``repr(content)``, cut to a length; it fails for very large integers and very deep nesting."""
+    try:
+        return _clean(repr(content))
+    except Exception:
+        return short(content)
 
 
 def _clean(text: str) -> str:
     """Cut *text* to a length, and replace what no codec can encode (lone surrogates)."""
     if len(text) > MAX_TEXT:
-        text = text[: MAX_TEXT // 2] + " … " + text[-MAX_TEXT // 2 :]
+        half = (MAX_TEXT - len(_CUT)) // 2
+        text = text[:half] + _CUT + text[-half:]
     return text.encode("utf-8", "replace").decode("utf-8")

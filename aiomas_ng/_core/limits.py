@@ -45,6 +45,9 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"limit {field.name} must be a number > 0 but is {value!r}")
+        for name in ("frame_size", "stream_window"):  # they go on the wire, where infinity is no number
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"limit {name} must be an integer but is {getattr(self, name)!r}")
         if self.frame_size > LARGEST_FRAME:
             raise ValueError(f"limit frame_size must be <= {LARGEST_FRAME} but is {self.frame_size}")
 

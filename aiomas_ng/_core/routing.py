@@ -6,16 +6,21 @@ Rules:
 - A function is reachable if it is marked by :func:`expose`, a sub-service if it is an entry of a
   :class:`ServiceDict`, was named to its parent's :class:`Service`, or was attached by
   :meth:`Router.set_sub_router`. Nothing else is, whatever names a peer tries.
-- Looking up a name runs none of the user's code: properties and ``__getattr__`` are not asked.
-- Nothing is remembered, so what is removed or replaced is gone at once.
+- The mark counts on the function itself; nothing inherits it from its class.
+- Looking up a name runs none of the user's code: properties, ``__getattr__`` and metaclasses are not asked.
+  (Attributes that were named as sub-services are.)
+- Nothing is remembered, so what is removed or replaced is gone at once, in both directions: a service that
+  was replaced has no path any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Final, TypeVar, overload
+from typing import Any, Final, TypeGuard, TypeVar, overload
 
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import NotExposedError, RoutingError
 
 __all__ = ["Router", "Service", "ServiceDict", "expose", "is_rpc_service"]
@@ -47,13 +52,14 @@ class Router:
         sub_names: Attributes of *obj* that hold sub-services.  They may be ``None`` first and be set later.
     """
 
-    __slots__ = ("_children", "_sub_names", "name", "obj", "parent")
+    __slots__ = ("_children", "_is_adopting", "_sub_names", "name", "obj", "parent")
 
     def __init__(self, obj: Any, sub_names: Iterable[str] = ()) -> None:
         self.obj = obj  #: The object that this router belongs to.
         self.name = ""  #: The router's name within its parent, ``""`` for a root.
         self.parent: Router | None = None  #: The parent router, ``None`` for a root.
         self._sub_names = tuple(sub_names)
+        self._is_adopting = False
         self._children: dict[str, Router] | None = None  # made when needed: most agents have none
 
     expose = staticmethod(expose)
@@ -66,28 +72,37 @@ class Router:
         """The path from the root to this router, without a slash at its ends; ``""`` for a root."""
         parts = []
         router = self
-        while router.parent is not None:
+        while (parent := router._find_parent()) is not None:
             parts.append(router.name)
-            router = router.parent
+            router = parent
         return "/".join(reversed(parts))
 
     @property
     def root(self) -> Router:
         """The root of the tree that this router is part of."""
         router = self
-        while router.parent is not None:
-            router = router.parent
+        while (parent := router._find_parent()) is not None:
+            router = parent
         return router
 
     def resolve(self, path: str) -> Any:
-        """Return what *path* leads to: a function, or a service.
+        """Return what *path* leads to: a function, or a service (to be called only if it can be).
 
         Raises:
             RoutingError: The path leads nowhere; says up to where it could be followed.
-            NotExposedError: It leads to something that is not exposed.
+            NotExposedError: It leads to something that is not exposed, such as the ``__call__`` of a service.
         """
+        found = self.find(path)
+        if type(found) is types.MethodType or type(found) is types.FunctionType:
+            return found  # as nearly always
+        if callable(found) and is_rpc_service(found) and not _is_callable_service(found):
+            raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
+        return found
+
+    def find(self, path: str) -> Any:
+        """Return what *path* leads to, as :meth:`resolve`, but not in order to call it."""
         if not isinstance(path, str):
-            raise RoutingError(f"a path must be a string but is {path!r}")
+            raise RoutingError(f"a path must be a string but is {short(path)}")
         router = self
         *services, last = path.split("/")
         for name in services:
@@ -98,22 +113,34 @@ class Router:
         return router._find_function(last)
 
     def add(self, name: str) -> None:
-        """Attach the service that is the attribute *name* of :attr:`obj`; short for
-        :meth:`set_sub_router`."""
-        self.set_sub_router(getattr(self.obj, name).router, name)
+        """Attach the service that is the attribute *name* of :attr:`obj`, and whatever the attribute is set
+        to later; what is attached so already stays.
+
+        Raises:
+            ValueError: See :meth:`set_sub_router`.
+        """
+        router = getattr(self.obj, name).router
+        if self._children is None or self._children.get(name) is not router:
+            self.set_sub_router(router, name)
+        if name not in self._sub_names:
+            self._sub_names += (name,)
 
     def set_sub_router(self, router: Router, name: str) -> None:
-        """Attach *router* as the sub-service *name*.
+        """Attach *router* as the sub-service *name*, in place of what was attached so before.
 
         Raises:
             ValueError: It is no router, has a parent already, or would become its own ancestor.
         """
-        if not isinstance(router, Router):
+        if not _is_router(router):
             raise ValueError(f"{router!r} is not a valid router")
-        if router.parent is not None:
-            raise ValueError(f"{router.obj!r} is already a sub-service of {router.parent.obj!r}")
+        parent = router._find_parent()
+        if parent is not None:
+            raise ValueError(f"{router.obj!r} is already a sub-service of {parent.obj!r}")
         if self.root is router:
             raise ValueError(f"{router.obj!r} cannot be a sub-service of its own sub-service")
+        if router.parent is not None:
+            router.parent.unset_sub_router(router.name)
+        self.unset_sub_router(name)
         router.name = name
         router.parent = self
         if self._children is None:
@@ -129,13 +156,18 @@ class Router:
 
     def adopt(self) -> None:
         """Attach sub-services that were set after the router was made, all the way down."""
-        for name in self.obj.dict if isinstance(self.obj, ServiceDict) else self._sub_names:
-            child = self._find_child(name)
-            if child is not None:
-                child.adopt()
+        self._is_adopting = True
+        try:
+            for name in list(self.obj.dict if isinstance(self.obj, ServiceDict) else self._sub_names):
+                child = self._find_child(name)
+                # Only down the tree: services may also refer to each other in circles.
+                if child is not None and child.parent is self and child.name == name:
+                    child.adopt()
+        finally:
+            self._is_adopting = False
 
-    def _find_child(self, name: str) -> Router | None:
-        """Return the router of the sub-service *name*, attaching it if that was not done yet."""
+    def _peek(self, name: str) -> Router | None:
+        """Return the router of what is the sub-service *name* now, attached or not."""
         obj = self.obj
         if isinstance(obj, ServiceDict):
             service = obj.dict.get(name)
@@ -143,18 +175,33 @@ class Router:
             service = getattr(obj, name, None)
         else:
             return self._children.get(name) if self._children else None
-        router = getattr(service, "router", None) if service is not None else None
-        if not isinstance(router, Router):
-            return self._children.get(name) if self._children and service is None else None
-        if router.parent is None and self.root is not router:
+        router = getattr(service, "router", None)
+        return router if _is_router(router) else None
+
+    def _find_parent(self) -> Router | None:
+        """Return the parent, ``None`` also if it has something else under our name by now."""
+        parent = self.parent
+        return parent if parent is not None and parent._peek(self.name) is self else None
+
+    def _find_child(self, name: str) -> Router | None:
+        """Return the router of the sub-service *name*, attaching it if that was not done yet."""
+        router = self._peek(name)
+        if router is None:
+            self.unset_sub_router(name)  # it was there once
+        elif router.parent is not self or router.name != name:
             self.unset_sub_router(name)
-            self.set_sub_router(router, name)
+            # Who is adopting just now, further up, is to become our ancestor and not our child.
+            if router._find_parent() is None and not router._is_adopting and self.root is not router:
+                self.set_sub_router(router, name)
         return router
 
     def _find_function(self, name: str) -> Any:
-        value = _look_up(self.obj, name)
-        if value is not _MISSING and getattr(value, "__rpc__", None) is True and callable(value):
-            return value
+        value, is_of_class = _look_up(self.obj, name)
+        if value is not _MISSING and _is_marked(value):
+            if is_of_class:
+                value = getattr(self.obj, name)  # binds it
+            if callable(value):
+                return value
         child = self._find_child(name)
         if child is not None:
             return child.obj
@@ -163,37 +210,73 @@ class Router:
     def _explain(self, name: str) -> RoutingError:
         """Say why *name* cannot be reached here."""
         where = self.path or "the root service"
-        if isinstance(self.obj, ServiceDict):
-            is_there = name in self.obj.dict
-        else:
-            is_there = _look_up(self.obj, name) is not _MISSING or hasattr(type(self.obj), name)
-        if is_there and name in self._sub_names:
+        if _look_up(self.obj, name)[0] is _MISSING:
+            return RoutingError(f"name {name!r} not found in {where}")
+        if name in self._sub_names:
             return RoutingError(f"sub-service {name!r} of {where} is not set")
-        if is_there:
-            cls = type(self.obj)
-            return NotExposedError(
-                f"{cls.__module__}.{cls.__qualname__}.{name} ({name!r} in {where}) is not exposed"
-            )
-        return RoutingError(f"name {name!r} not found in {where}")
+        cls = type(self.obj)
+        return NotExposedError(
+            f"{cls.__module__}.{cls.__qualname__}.{name} ({name!r} in {where}) is not exposed"
+        )
 
 
-def _look_up(obj: Any, name: str) -> Any:
-    """Return the attribute *name* of *obj* without running code of its class, or ``_MISSING``.
+def _is_router(obj: Any) -> TypeGuard[Router]:
+    return issubclass(type(obj), Router)  # a mock of one lies about its class
 
-    Instance attributes come first, then functions (bound) and slots; properties are not evaluated.
+
+def _look_up(obj: Any, name: str) -> tuple[Any, bool]:
+    """Return the attribute *name* of *obj* as it is stored, and whether its class stores it.
+
+    ``_MISSING`` if there is none. Instance attributes come first, slots count as such.
     """
     if isinstance(obj, ServiceDict):
-        return obj.dict.get(name, _MISSING)
-    value = getattr(obj, "__dict__", {}).get(name, _MISSING)
-    if value is not _MISSING:
-        return value
-    # On the class a property gives itself and a class method its bound form, none of them evaluated.
-    value = getattr(type(obj) if not isinstance(obj, type) else obj, name, _MISSING)
-    if value is _MISSING or isinstance(value, property):
-        return _MISSING
-    if isinstance(value, types.MemberDescriptorType) or getattr(value, "__rpc__", None) is True:
-        return getattr(obj, name, _MISSING)
-    return value
+        return obj.dict.get(name, _MISSING), False
+    is_class = isinstance(obj, type)
+    attributes = {} if is_class else _attributes(obj)
+    if name in attributes:
+        return attributes[name], False
+    value = _look_up_in_class(obj if is_class else type(obj), name)
+    if isinstance(value, types.MemberDescriptorType) and not is_class:
+        try:
+            return value.__get__(obj), False
+        except AttributeError:  # the slot is empty
+            return _MISSING, False
+    return value, value is not _MISSING
+
+
+def _look_up_in_class(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return _MISSING
+
+
+def _attributes(obj: Any) -> Any:
+    """Return the ``__dict__`` of *obj* without asking its class, empty if it has none."""
+    try:
+        return object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return {}
+
+
+def _is_marked(value: Any) -> bool:
+    """Return whether *value* itself, or the function that it wraps or binds, is marked by :func:`expose`."""
+    if type(value) is types.FunctionType:
+        return value.__dict__.get("__rpc__") is True
+    if type(value) is types.MethodType:
+        return _is_marked(value.__func__)
+    if _attributes(value).get("__rpc__") is True:
+        return True
+    # Static and class methods, and the wrappers of extension modules, which pretend to be what they wrap.
+    wrapped = _look_up_in_class(type(value), "__wrapped__")
+    if isinstance(wrapped, types.MemberDescriptorType | types.GetSetDescriptorType):
+        with contextlib.suppress(AttributeError):  # it was never set
+            return _is_marked(wrapped.__get__(value))
+    return False
+
+
+def _is_callable_service(obj: Any) -> bool:
+    return _is_marked(obj) or _is_marked(_look_up_in_class(type(obj), "__call__"))
 
 
 class Service:
@@ -207,6 +290,8 @@ class Service:
     """
 
     def __init__(self, sub_routers: Iterable[str] = ()) -> None:
+        if isinstance(sub_routers, str):
+            raise TypeError(f"the names of sub-services must be a list of strings: [{sub_routers!r}]")
         self._sub_router_names = tuple(sub_routers)
 
     @overload
@@ -218,7 +303,7 @@ class Service:
             return self
         attributes = instance.__dict__
         router = attributes.get("router")
-        if router is None:
+        if router is None or router.obj is not instance:  # a copy of another instance brings that one's
             router = attributes["router"] = Router(instance, self._sub_router_names)
             router.adopt()
         return router
@@ -236,8 +321,6 @@ class ServiceDict:
         dict: The dict to wrap, kept as it is.
     """
 
-    __rpc__: ClassVar[bool] = True
-
     def __init__(self, dict: dict[str, Any] | None = None) -> None:
         self.dict = {} if dict is None else dict  #: The wrapped dict.
         self.router = Router(self)  #: The dict's router.
@@ -246,4 +329,4 @@ class ServiceDict:
 
 def is_rpc_service(obj: Any) -> bool:
     """Return whether *obj* can be served: it has a :class:`Router` as its attribute ``router``."""
-    return isinstance(getattr(obj, "router", None), Router)
+    return _is_router(getattr(obj, "router", None))

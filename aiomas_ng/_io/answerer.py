@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import codecs
 from aiomas_ng._core import failure, frames
@@ -13,8 +14,10 @@ from aiomas_ng._core.frames import EXCEPTION, RESULT
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.job import Job, is_awaitable, is_stream
 from aiomas_ng.exceptions import (
-    ConnectionStalledError,
+    AiomasError,
+    ChannelClosedError,
     FrameTooLargeError,
+    MalformedFrameError,
     OverloadError,
     ProtocolError,
     SerializationError,
@@ -28,6 +31,9 @@ __all__ = ["Answerer", "Handler", "Request"]
 #: What serves a channel's requests: called with id (``None``: one-way) and content, it answers through the
 #: channel.
 Handler = Callable[["int | str | None", Any], None]
+
+#: Bytes that a request which is to be rejected counts for in the inbox, at least: its error has a text.
+REJECTED_SIZE: Final = 1024
 
 #: Types of results that need no second look.
 PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict})
@@ -63,7 +69,7 @@ class Request:
         """Answer with *result*; an async generator is streamed item by item, until its end.
 
         If the result cannot be encoded, the peer gets that as the error. Waits while the peer reads too
-        slowly.
+        slowly. Cancelling it ends a stream, and the peer is told so.
 
         Raises:
             ChannelClosedError: The connection has ended.
@@ -72,10 +78,15 @@ class Request:
         if self._msg_id is None:
             return
         if is_stream(result):
-            job = Job(channel, self._msg_id, result)
-            channel._begin(self._msg_id, job)
-            await asyncio.wait([job.task])
+            job = channel._start_job(self._msg_id, result)
+            if job is not None:
+                try:
+                    await asyncio.wait([job.task])
+                except asyncio.CancelledError:
+                    job.cancel()
+                    raise
         else:
+            await self._protocol.drain()
             channel._answer(self._msg_id, result)
         await self._protocol.drain()
 
@@ -88,6 +99,7 @@ class Request:
         channel = self._channel()
         if self._msg_id is None:
             return
+        await self._protocol.drain()
         channel._answer_error(self._msg_id, exception)
         await self._protocol.drain()
 
@@ -106,9 +118,11 @@ class Answerer(Connection):
     ) -> None:
         super().__init__(protocol, codec, transport, loop)
         self._handler: Handler | None = None
-        # Requests that nobody has taken yet, with their size in bytes.
-        self._inbox: collections.deque[tuple[int | str | None, Any, int]] = collections.deque()
+        # Requests that nobody has taken yet, by id, with their size in bytes.  One-way messages have a key
+        # of their own; a peer may cancel as many requests as it likes, so they are not searched for.
+        self._inbox: collections.OrderedDict[Any, tuple[Any, int]] = collections.OrderedDict()
         self._inbox_size = 0
+        self._violations = 0
 
     async def recv(self) -> Request:
         """Wait for the next request of the peer and return it.
@@ -124,97 +138,134 @@ class Answerer(Connection):
             raise RuntimeError("the requests of this channel are served by an RPC service")
         if self._waiter is not None:
             raise RuntimeError("recv() is called while another task waits in it")
-        while not self._inbox:
-            self._check_open()
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        msg_id, content, size = self._inbox.popleft()
-        self._inbox_size -= size
-        if not self._is_reading:
-            self._start_reading()
-        return Request(content, msg_id, self._protocol)
+        while True:
+            while not self._inbox:
+                self._check_open()
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            msg_id, content = self._take_from_inbox()
+            if not self._is_reading and self._has_room(0):
+                self._start_reading()
+            if type(content) is not _Rejected:
+                return Request(content, msg_id, self._protocol)
+            self._answer_error(msg_id, content.error)
 
     def _serve(self, handler: Handler) -> None:
         """Let *handler* take all requests, from those that wait on."""
         self._handler = handler
         self._serve_inbox()
 
-    def _serve_inbox(self) -> None:
+    def _serve_inbox(self, count: int = sys.maxsize) -> None:
+        """Let the handler take *count* requests that wait, as far as the peer reads the replies."""
         handler = self._handler
-        while handler is not None and self._inbox and not self._protocol.is_paused and self._error is None:
-            msg_id, content, size = self._inbox.popleft()
-            self._inbox_size -= size
-            handler(msg_id, content)
+        while (
+            count
+            and handler is not None
+            and self._inbox
+            and not self._protocol.is_paused
+            and self._error is None
+        ):
+            msg_id, content = self._take_from_inbox()
+            if type(content) is _Rejected:
+                self._answer_error(msg_id, content.error)
+            else:
+                handler(msg_id, content)
+            count -= 1
+        if not self._is_reading and self._has_room(0):
+            self._start_reading()
+
+    def _take_from_inbox(self) -> tuple[Any, Any]:
+        key, (content, size) = self._inbox.popitem(last=False)
+        self._inbox_size -= size
+        return (None if type(key) is object else key), content
+
+    def _has_room(self, size: int) -> bool:
+        limits = self._limits
+        return len(self._inbox) < limits.requests and self._inbox_size + size <= max(limits.inbox_size, size)
 
     def _put_inbox(self, msg_id: int | str | None, content: Any, size: int) -> None:
         """Keep a request until it can be taken; beyond the bound stop reading, or refuse it where waiting is
-        not safe."""
-        limits = self._limits
-        if len(self._inbox) >= limits.requests or self._inbox_size + size > max(limits.inbox_size, size):
-            if self._is_reading and (not self._exchange.calls or self._protocol.is_paused):
+        not safe.
+
+        Raises:
+            MalformedFrameError: A request of that id waits already.
+        """
+        if msg_id is not None and msg_id in self._inbox:
+            raise MalformedFrameError(f"the peer used id {msg_id!r} again before its request was answered")
+        if not self._has_room(size):
+            if not self._exchange.calls or self._protocol.is_backlogged():
                 self._stop_reading()
-            elif msg_id is not None and not self._protocol.is_paused:
+            else:
                 # Our own calls wait for replies that come behind this request, so it cannot be waited for.
                 error = OverloadError(
                     f"{len(self._inbox)} requests wait here already; this one was not accepted"
                 )
                 self._answer_error(msg_id, error)
                 return
-        self._inbox.append((msg_id, content, size))
+        self._inbox[object() if msg_id is None else msg_id] = content, size
         self._inbox_size += size
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _drop_from_inbox(self, msg_id: Any) -> None:
-        for entry in self._inbox:
-            if entry[0] is not None and entry[0] == msg_id:
-                self._inbox.remove(entry)
-                self._inbox_size -= entry[2]
-                return
+    def _reject_request(self, msg_id: int | str, error: AiomasError, size: int) -> None:
+        """Answer a request that cannot be taken, in its turn if the peer does not read our answers."""
+        if self._protocol.is_paused:
+            self._put_inbox(msg_id, _Rejected(error), size + REJECTED_SIZE)
+        else:
+            self._answer_error(msg_id, error)
+
+    def _take_cancel(self, msg_id: Any) -> None:
+        """The peer does not want the result of a request any more: stop the work, answer nothing."""
+        if not isinstance(msg_id, int | str):
+            return
+        job = self._exchange.end(msg_id)
+        if job is not None:
+            job.cancel()
+        elif msg_id in self._inbox:
+            self._inbox_size -= self._inbox.pop(msg_id)[1]
 
     def _settle(self, msg_id: int | str | None, result: Any) -> None:
         """Answer with what a handler returned: now, or through a :class:`Job` if it has to be waited for."""
         if type(result) not in PLAIN_TYPES and (is_awaitable(result) or is_stream(result)):
-            if msg_id is not None and len(self._exchange.jobs) >= self._limits.requests:
-                _dispose(result)
-                self._answer_error(
-                    msg_id, OverloadError("too many requests of this connection are being worked on")
-                )
-                return
-            job = Job(self, msg_id, result)
-            if msg_id is None:
-                self._oneway_jobs.add(job)
-            else:
-                self._begin(msg_id, job)
+            self._start_job(msg_id, result)
         elif msg_id is not None:
             self._answer(msg_id, result)
 
-    def _begin(self, msg_id: int | str, job: Job) -> None:
-        try:
-            self._exchange.begin(msg_id, job)
-        except ProtocolError:
-            job._msg_id = None
-            job.cancel()
-            self._oneway_jobs.add(job)
-            raise
+    def _start_job(self, msg_id: int | str | None, result: Any) -> Job | None:
+        """Work on *result* in a task; return ``None`` if there is no room for it, or the id is in use."""
+        job = Job(self, msg_id, result)
+        if len(self._running) >= self._limits.requests:
+            job.dispose()
+            error = OverloadError("too many requests of this connection are being worked on")
+            self._answer_error(msg_id, error)
+            return None
+        if msg_id is not None:
+            try:
+                self._exchange.begin(msg_id, job)
+            except ProtocolError as violation:
+                job.dispose()
+                self._note_violation(violation)
+                return None
+        self._running.add(job)
+        job.start()
+        return job
 
-    def _finish(
-        self, msg_id: int | str | None, job: Job, result: Any = None, error: BaseException | None = None
-    ) -> None:
+    def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Take the outcome of a :class:`Job`."""
-        self._oneway_jobs.discard(job)
+        self._running.discard(job)
+        msg_id = job.msg_id
         if msg_id is not None and self._exchange.jobs.get(msg_id) is job:
             self._exchange.end(msg_id)
-            if self._error is None:
-                if error is None:
-                    self._answer(msg_id, result)
-                elif not (isinstance(error, asyncio.CancelledError) and job.task.cancelling()):
-                    self._answer_error(msg_id, error)
-        elif isinstance(error, Exception):
-            logger.error("a one-way call from %s failed", self._protocol._peername(), exc_info=error)
+            if error is None:
+                self._answer(msg_id, result)
+            else:
+                self._answer_error(msg_id, error)
+        elif isinstance(error, Exception) and not (self.is_closed and isinstance(error, ChannelClosedError)):
+            what = "a one-way call" if msg_id is None else "a call that was given up"
+            logger.error("%s from %s failed", what, self._protocol._peername(), exc_info=error)
 
     def _answer(self, msg_id: int | str, result: Any) -> None:
         try:
@@ -230,6 +281,22 @@ class Answerer(Connection):
         except FrameTooLargeError:
             # A limit so small that even a traceback does not fit: the shortest form there is.
             self._protocol.write(self._encode((EXCEPTION, msg_id, [failure.describe(error)[0], ""])))
+        except SerializationError as cause:
+            # Of all that is in the frame, only the id is not ours.
+            self._note_violation(MalformedFrameError(f"a request has an id that cannot be encoded: {cause}"))
+
+    def _note_violation(self, error: ProtocolError) -> None:
+        """Log a broken rule and tell the peer; close the connection when there were too many."""
+        self._violations += 1
+        logger.warning(
+            "%s broke the rules of the wire: %s: %s", self._protocol._peername(), type(error).__name__, error
+        )
+        if self._violations > self._limits.violations:
+            self._abort(
+                f"the peer broke the rules of the wire {self._violations} times, last: {error}", error
+            )
+        elif not self._protocol.is_paused:
+            self._answer_error(None, error)
 
     def _open_stream(self, msg_id: int | str) -> None:
         self._send_control(frames.STREAM, msg_id)
@@ -238,26 +305,18 @@ class Answerer(Connection):
         self._check_open()
         self._protocol.write(self._encode((frames.ITEM, msg_id, item)))
 
-    def _stop_reading(self) -> None:
-        self._is_reading = False
-        self._transport.pause_reading()
-        if self._protocol.is_paused:
-            # Neither direction moves, and so it may be on the other side.
-            self._stall_timer = self._loop.call_later(self._limits.stall_time, self._stalled)
-
-    def _stalled(self) -> None:
-        text = f"neither side read for {self._limits.stall_time} s"
-        self._abort(text, ConnectionStalledError(text))
-
     def _writing_resumed(self) -> None:
-        self._serve_inbox()
-        if not self._is_reading and len(self._inbox) < self._limits.requests:
-            self._start_reading()
+        self._check_stall()
+        # In between comes what waits in drain(), streams for example, lest one starves the other.
+        self._serve_inbox(1)
+        if self._inbox:
+            self._loop.call_soon(self._serve_inbox)
 
 
-def _dispose(result: Any) -> None:
-    """Drop an awaitable that will not be awaited, without a warning that it was not."""
-    if hasattr(result, "close"):
-        result.close()
-    elif asyncio.isfuture(result):
-        result.cancel()
+class _Rejected:
+    """Lies in the inbox in the place of a request that could not be decoded."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: AiomasError) -> None:
+        self.error = error

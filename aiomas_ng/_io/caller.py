@@ -54,7 +54,7 @@ class Caller(Connection):
         try:
             self._protocol.write(self._encode((REQUEST, msg_id, content)))
         except BaseException:
-            self._exchange.settle(msg_id)
+            self._exchange.withdraw(msg_id)
             raise
         if timeout is not None:
             reply.expire_after(timeout)
@@ -129,7 +129,7 @@ class Caller(Connection):
     def _fail_calls(self, error: AiomasError) -> None:
         """Fail all calls that wait with *error*, without closing."""
         for call in list(self._exchange.calls.values()):
-            self._exchange.abandon(call._msg_id)
+            self._abandon(call._msg_id)
             self._fail_call(call, error)
 
 

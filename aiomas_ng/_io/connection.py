@@ -15,6 +15,7 @@ from aiomas_ng.exceptions import (
     AiomasError,
     ChannelClosedError,
     ClosedByUsError,
+    ConnectionStalledError,
     RemoteException,
     SerializationError,
 )
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-#: Seconds that :meth:`Connection.close` waits for handlers that were cancelled and do not end.
+#: Seconds that :meth:`Connection.close` waits for handlers that were cancelled and do not end, and that a
+#: closed connection waits for a peer that takes nothing of what is still to be written.
 CLOSE_GRACE: Final = 5.0
 
 logger = logging.getLogger("aiomas_ng.channel")
@@ -47,14 +49,16 @@ class Connection:
         self._codec = codec
         self._transport = transport
         self._loop = loop
+        # Kept, because the transports of uvloop forget them when they are closed.
+        self._names = {name: transport.get_extra_info(name) for name in ("peername", "sockname")}
         self._limits = protocol.limits
         self._exchange = Exchange(self._limits.calls)
         self._error: ChannelClosedError | None = None  # why the connection has ended
         self._lost = loop.create_future()
         self._lost_callbacks: list[Callable[[ChannelClosedError], None]] = []
-        self._oneway_jobs: set[Job] = set()
+        self._running: set[Job] = set()  # all work in tasks, also what nobody waits for any more
         self._waiter: asyncio.Future[None] | None = None  # of recv()
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._is_reading = True
 
     def __repr__(self) -> str:
@@ -79,7 +83,8 @@ class Connection:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the transport knows about the connection, see
         :meth:`asyncio.BaseTransport.get_extra_info`."""
-        return self._transport.get_extra_info(name, default)
+        value = self._names.get(name)
+        return value if value is not None else self._transport.get_extra_info(name, default)
 
     async def drain(self) -> None:
         """Wait until what was sent has left, as far as the peer's slowness requires; for senders of much.
@@ -103,12 +108,44 @@ class Connection:
             self._protocol.write(self._encode((msg_type, msg_id, content)))
 
     def _start_reading(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
         if not self._is_reading and self._error is None:
             self._is_reading = True
             self._transport.resume_reading()
+            self._check_stall()
+
+    def _stop_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._transport.pause_reading()
+            self._check_stall()
+
+    def _check_stall(self) -> None:
+        """Watch a connection on which neither direction moves: the peer may be waiting just as we are."""
+        if self._error is not None:
+            return
+        is_stalled = self._protocol.is_paused and not self._is_reading
+        if is_stalled and self._watchdog is None:
+            self._watch(self._limits.stall_time, self._stalled)
+        elif not is_stalled:
+            self._stop_watching()
+
+    def _stalled(self) -> None:
+        text = f"neither side read for {self._limits.stall_time} s"
+        self._abort(text, ConnectionStalledError(text))
+
+    def _watch(self, seconds: float, give_up: Callable[[], None], size: int = -1) -> None:
+        """Call *give_up* as soon as the peer takes nothing of what waits to be written for *seconds*."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting == size:
+            self._watchdog = None
+            give_up()
+        else:
+            self._watchdog = self._loop.call_later(seconds, self._watch, seconds, give_up, waiting)
+
+    def _stop_watching(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -122,25 +159,23 @@ class Connection:
         """Close the connection; wait until it is closed and the handlers of its requests have ended.
 
         Calls that wait fail with :exc:`~aiomas_ng.exceptions.ClosedByUsError`; handlers that still run are
-        cancelled. Safe to be called twice, and from within a handler of this channel.
+        cancelled. What was sent still leaves, unless the peer reads nothing for some seconds. Safe to be
+        called twice, by several tasks, and from within a handler of this channel.
         """
         current = CURRENT_JOB.get()
-        jobs = [job.task for job in (*self._exchange.jobs.values(), *self._oneway_jobs) if job is not current]
         self._set_error(ClosedByUsError("the connection was closed on this side"))
-        for job in list(self._oneway_jobs):
-            if job is not current:
-                job.cancel()
-        self._transport.close()
-        if self._protocol.is_paused or not self._is_reading:
-            # What waits to be written can only leave if the peer reads, which it may never do.
-            self._loop.call_later(CLOSE_GRACE, self._transport.abort)
+        others = [job for job in self._running if job is not current]
+        for job in others:
+            job.cancel()
+        tasks = {job.task for job in others}
+        if self._protocol._callback_task is not None:
+            tasks.add(self._protocol._callback_task)
         await asyncio.shield(self._lost)
-        callback = self._protocol._callback_task
-        tasks = {*jobs, *([callback] if callback else [])} - {asyncio.current_task()}
+        tasks.discard(asyncio.current_task())
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=CLOSE_GRACE)
             for task in pending:
-                logger.warning("a handler of %r goes on although it was cancelled: %r", self, task)
+                logger.warning("a handler of %r goes on although that has ended: %r", self, task)
 
     def _abort(self, reason: str, cause: BaseException | None = None) -> None:
         error = ClosedByUsError(reason)
@@ -164,13 +199,22 @@ class Connection:
                 job.cancel()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        self._stop_watching()
+        self._protocol.flush()
+        self._protocol.wake_drainers()
         self._transport.close()
+        # What waits to be written can only leave if the peer reads, which it may never do.
+        self._watch(CLOSE_GRACE, self._transport.abort)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(error)
+
+    def _when_lost(self, callback: Callable[[ChannelClosedError], None]) -> None:
+        """Call *callback* with the error when the connection ends, at once if it has."""
+        if self._error is not None:
+            callback(self._error)
+        else:
+            self._lost_callbacks.append(callback)
 
     def _fail_call(self, call: Reply | StreamState | None, error: BaseException) -> None:
         if call is None:
@@ -183,5 +227,6 @@ class Connection:
             call.set_exception(error)
 
     def _connection_lost(self) -> None:
+        self._stop_watching()
         if not self._lost.done():
             self._lost.set_result(None)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 import time
@@ -14,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
-from aiomas_ng.exceptions import AddressError, AddressInUseError, ConnectError, SocketPathError
+from aiomas_ng.exceptions import (
+    AddressError,
+    AddressInUseError,
+    ClosedByUsError,
+    ConnectError,
+    SocketPathError,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,7 +62,10 @@ def as_address(addr: Any) -> tuple[str, int] | str | local_queue.LocalQueue:
                     f"{path!r} is the URL of an agent; expected that of a server: {address.url}"
                 )
             return as_address(address)
-        if isinstance(path, str) and path:
+        if isinstance(path, str) and re.fullmatch(r"[^/]*:\d{1,5}", path):
+            host, _, port = path.rpartition(":")
+            raise AddressError(f"{path!r} is no address; did you mean ({host!r}, {port}) or 'tcp://{path}'?")
+        if isinstance(path, str) and path and "\0" not in path:
             return path
     raise AddressError(
         f"unknown type of address: {addr!r}; "
@@ -79,9 +89,8 @@ async def dial(
         try:
             if not timeout:  # once, or for ever: as long as the system lets an attempt take
                 return await _connect(target, factory, loop, kwds)
-            return await asyncio.wait_for(
-                _connect(target, factory, loop, kwds), max(0.001, deadline - time.monotonic())
-            )
+            async with asyncio.timeout(max(0.001, deadline - time.monotonic())):
+                return await _connect(target, factory, loop, kwds)
         except ConnectError:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -108,11 +117,11 @@ async def _connect(
         connecting = loop.create_connection(factory, *target, **kwds)
     try:
         _, protocol = await connecting
-    except (ConnectError, TimeoutError):
+    except ConnectError:
         raise
     except FileNotFoundError as error:
         raise SocketPathError(target, "the path does not exist") from error
-    except OSError as error:  # among them those of name resolution and TLS
+    except OSError as error:  # among them those of name resolution and TLS, and the system's TimeoutError
         raise ConnectError(target, error) from error
     return protocol  # type: ignore[no-any-return]  # typeshed does not tie it to the factory here
 
@@ -163,7 +172,13 @@ class Server:
         return self._server.is_serving()
 
     async def start_serving(self) -> None:
-        """Begin to accept connections, if that was put off by ``start_serving=False``."""
+        """Begin to accept connections, if that was put off by ``start_serving=False``.
+
+        Raises:
+            RuntimeError: The server is closed.
+        """
+        if self._closed.done():
+            raise RuntimeError(f"{self!r} is closed")
         await self._server.start_serving()
 
     def close(self) -> None:
@@ -181,15 +196,19 @@ class Server:
     def close_clients(self) -> None:
         """Close the connections that were accepted."""
         for protocol in list(self._connections):
-            if protocol.transport is not None:
-                protocol.transport.close()
+            if protocol.channel is not None:
+                protocol.channel._set_error(ClosedByUsError("the server closed its connections"))
 
     async def wait_closed(self) -> None:
         """Wait until :meth:`close` was called."""
         await asyncio.shield(self._closed)
 
     async def serve_forever(self) -> None:
-        """Accept connections until this is cancelled or the server is closed; then close it."""
+        """Accept connections until this is cancelled or the server is closed; then close it.
+
+        Raises:
+            RuntimeError: The server is closed already.
+        """
         try:
             await self.start_serving()
             await self.wait_closed()
@@ -284,10 +303,8 @@ def _claim_path(path: str) -> None:
         return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            pass  # alive, its backlog is full
-        except OSError:
-            return  # left behind by a process that is gone
+        # Refused: left behind by a process that is gone. With any other error somebody may be there, with a
+        # full backlog, for example, or of another user.
+        if probe.connect_ex(path) in (errno.ECONNREFUSED, errno.ENOENT):
+            return
     raise AddressInUseError(path)

@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import inspect
 import types
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from aiomas_ng.exceptions import ChannelClosedError, StreamError
+from aiomas_ng.exceptions import StreamError
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
@@ -42,19 +42,37 @@ class Job:
         result: What the handler returned: an awaitable or an async iterator.
     """
 
-    __slots__ = ("_channel", "_credit", "_msg_id", "_waiter", "task")
+    __slots__ = ("_channel", "_credit", "_has_begun", "_is_cancelled", "_result", "_waiter", "msg_id", "task")
 
     def __init__(self, channel: Answerer, msg_id: int | str | None, result: Any) -> None:
+        self.msg_id = msg_id
         self._channel = channel
-        self._msg_id = msg_id
+        self._result = result
         self._credit = 0
         self._waiter: asyncio.Future[None] | None = None
-        work = self._stream(result) if is_stream(result) else self._wait_for(result)
-        self.task = channel._loop.create_task(self._run(work))
+        self._has_begun = False
+        self._is_cancelled = False
+
+    def start(self) -> None:
+        """Begin the work in a task."""
+        self.task = self._channel._loop.create_task(self._run())
 
     def cancel(self) -> None:
-        """Stop the work."""
+        """Stop the work; once, so that what the handler does to end in order is not cancelled as well."""
+        if self._is_cancelled:
+            return
+        self._is_cancelled = True
         self.task.cancel()
+        if not self._has_begun:  # then the task never will
+            self.dispose()
+            self._channel._finish(self, error=asyncio.CancelledError())
+
+    def dispose(self) -> None:
+        """Drop what was not begun, without a warning that it was not awaited."""
+        if hasattr(self._result, "close"):
+            self._result.close()
+        elif asyncio.isfuture(self._result):
+            self._result.cancel()
 
     def grant(self, count: int) -> None:
         """Let *count* more items be sent."""
@@ -62,32 +80,38 @@ class Job:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _run(self, work: Coroutine[Any, Any, Any]) -> None:
-        channel, msg_id = self._channel, self._msg_id
+    async def _run(self) -> None:
+        channel = self._channel
+        self._has_begun = True
         CURRENT_JOB.set(self)
         try:
-            result = await work
+            result = self._result
+            self._result = None
+            if not is_stream(result):
+                result = await result
+            if is_stream(result):
+                await self._stream(result)
+                result = None
+            if channel._protocol.is_paused:
+                # Or a peer that never reads could make us hold the results of all its requests, encoded.
+                await channel.drain()
         except asyncio.CancelledError as error:
             # Either we were cancelled (by the peer's wish or at our end), or something that the handler
             # waited for.
-            channel._finish(msg_id, self, error=error)
+            channel._finish(self, error=error)
             if self.task.cancelling():
                 raise
         except Exception as error:
-            channel._finish(msg_id, self, error=error)
+            channel._finish(self, error=error)
         except BaseException as error:
-            channel._finish(msg_id, self, error=error)
+            channel._finish(self, error=error)
             raise
         else:
-            channel._finish(msg_id, self, result)
-
-    async def _wait_for(self, result: Awaitable[Any]) -> Any:
-        outcome = await result
-        return await self._stream(outcome) if is_stream(outcome) else outcome
+            channel._finish(self, result)
 
     async def _stream(self, items: AsyncIterator[Any]) -> None:
         """Send the *items* as far as the peer's credit allows, then wait for more."""
-        channel, msg_id = self._channel, self._msg_id
+        channel, msg_id = self._channel, self.msg_id
         try:
             if msg_id is None or not channel._exchange.is_peer_ours:
                 raise StreamError(
@@ -103,10 +127,9 @@ class Job:
                     item = await anext(items)
                 except StopAsyncIteration:
                     return
-                channel._send_item(msg_id, item)
                 await channel.drain()
-        except ChannelClosedError:
-            return
+                channel._send_item(msg_id, item)
         finally:
-            if isinstance(items, types.AsyncGeneratorType):
-                await items.aclose()
+            aclose = getattr(items, "aclose", None)
+            if aclose is not None:
+                await aclose()

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import time
+import logging
 import weakref
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
+from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
 from aiomas_ng._io.reply import Reply
-from aiomas_ng.exceptions import AiomasError, ClosedByUsError, ConnectError
+from aiomas_ng.exceptions import ClosedByUsError, ConnectError, OverloadError
 
 if TYPE_CHECKING:
     from aiomas_ng._core.addresses import Address
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from aiomas_ng.rpc import CallOptions, Proxy, RpcClient
 
 __all__ = ["Peer", "Peers"]
+
+logger = logging.getLogger(__name__)
+
+#: Calls to one peer that may wait for the connection to it.
+MAX_WAITING: Final = 100_000
 
 #: Opens a connection to an address within a timeout.
 Open = Callable[["Address", "float | None"], Awaitable["RpcClient"]]
@@ -70,50 +76,69 @@ class Peer:
         """Return the live connection, after making one if need be.
 
         Any number of tasks may call this at once: one of them dials, the others share the connection or, if
-            that failed, try for
-        themselves.  Cancelling one does not disturb the others.
+        that failed, try for themselves. Cancelling one does not disturb the others.
 
         Args:
-            timeout: Seconds to go on trying; 0 tries once, ``None`` for ever.
+            timeout: Seconds to go on trying, with growing pauses; 0 tries once, ``None`` for ever.
 
         Raises:
             ConnectError: Nobody answers at the address.
+            ClosedByUsError: The table of peers was closed.
         """
         client = self.client
         if client is not None:
             return client
-        deadline = time.monotonic() + timeout if timeout else None
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                # With a timeout the time spent waiting for other tasks' attempts counts.
-                async with asyncio.timeout(timeout or None):
-                    await stack.enter_async_context(self._lock)
-            except TimeoutError:
-                raise ConnectError(self.url.rstrip("/"), f"no answer within {timeout} s") from None
+        failure = ConnectError(self.url.rstrip("/"), f"no answer within {timeout} s")
+        pause = FIRST_PAUSE
+        try:
+            async with self._peers._attempt(timeout) as limit:
+                while True:
+                    try:
+                        return await self._dial()
+                    except ConnectError as error:
+                        failure = error
+                        if timeout == 0:
+                            raise
+                    # Towards the end attempts get denser, so that one who comes late is still found.
+                    end = limit.when()
+                    left = end - self._peers.loop.time() if end is not None else LONGEST_PAUSE
+                    await asyncio.sleep(min(pause, max(FIRST_PAUSE, left / 2)))
+                    pause = min(LONGEST_PAUSE, pause * PAUSE_GROWTH)
+        except TimeoutError:
+            self._peers.check_open()
+            raise failure from failure.__cause__
+
+    async def _dial(self) -> RpcClient:
+        """Try once, after those who try already: each holds the lock for one attempt only, however long it
+        goes on trying."""
+        async with self._lock:
             client = self.client
             if client is None:
-                left = max(0.001, deadline - time.monotonic()) if deadline is not None else timeout
-                client = await self._peers._open(self.address, left)
-                if self._peers.is_closed:
-                    await client.close()
-                    raise ClosedByUsError("the container was shut down while it connected")
+                client = await self._peers._open(self.address, 0)
                 self._client = client
                 self._peers._keep(self, client)
-        return client
+            return client
 
     def call(
         self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions | None
     ) -> Reply | None:
-        """Call the function at *path*; connects first if need be, and keeps the order of calls."""
+        """Call the function at *path*; connects first if need be, and keeps the order of calls.
+
+        Raises:
+            OverloadError: Too many calls wait for the connection already.
+            ClosedByUsError: The table of peers was closed.
+        """
         client = self.client
         if client is not None and not self._waiting:
             return client.call(path, args, kwargs, options)
-        if self._peers.is_closed:
-            raise ClosedByUsError("the container was shut down", was_sent=False)
+        self._peers.check_open()
+        if len(self._waiting) >= MAX_WAITING:
+            raise OverloadError(f"{len(self._waiting)} calls wait for the connection to {self.url} already")
         reply = Reply(self._peers.loop, path)
         if options is not None and options.timeout is not None:
             reply.expire_after(options.timeout)
-        self._waiting.append((reply, path, args, kwargs, options))
+        # Only a connection can encode them, but the caller may change them afterwards, as with any call.
+        self._waiting.append((reply, path, _snapshot(args), _snapshot(kwargs), options))
         if self._task is None:
             self._task = self._peers.loop.create_task(self._connect_and_call())
         return None if options is not None and options.oneway else reply
@@ -127,16 +152,35 @@ class Peer:
                 if not reply.done():
                     try:
                         client.call(path, args, kwargs, options, reply)
-                    except AiomasError as failure:
-                        reply.set_exception(failure)
-        except (AiomasError, OSError) as failure:
+                    except Exception as failure:
+                        _fail(reply, options, failure)
+        except Exception as failure:
             error = failure
         finally:
             self._task = None
             while self._waiting:
-                reply = self._waiting.popleft()[0]
+                reply, _, _, _, options = self._waiting.popleft()
                 if not reply.done():
-                    reply.set_exception(error)
+                    _fail(reply, options, error)
+
+
+def _fail(reply: Reply, options: CallOptions | None, error: BaseException) -> None:
+    """Let a call that was not sent fail; of a one-way call the log is told, as nobody has its reply."""
+    reply.set_exception(error)
+    if options is not None and options.oneway:
+        reply.exception()
+        logger.warning("the one-way call of %r was not sent: %s", reply.path, error)
+
+
+def _snapshot(value: Any) -> Any:
+    """Return a copy of the lists and dicts, inside of each other, that *value* is made of."""
+    if type(value) is tuple:
+        return tuple(map(_snapshot, value))
+    if type(value) is list:
+        return list(map(_snapshot, value))
+    if type(value) is dict:
+        return {key: _snapshot(item) for key, item in value.items()}
+    return value
 
 
 class Peers:
@@ -154,6 +198,7 @@ class Peers:
         self._open = open_client
         self._known: weakref.WeakValueDictionary[Address, Peer] = weakref.WeakValueDictionary()
         self._connected: dict[RpcClient, Peer] = {}
+        self._attempts: set[asyncio.Timeout] = set()
 
     def get(self, address: Address) -> Peer:
         """Return the peer at *address*, the same one each time."""
@@ -162,19 +207,42 @@ class Peers:
             peer = self._known[address] = Peer(address, self)
         return peer
 
-    def _keep(self, peer: Peer, client: RpcClient) -> None:
-        self._connected[client] = peer
-        client.channel._lost_callbacks.append(lambda _: self._forget(client))
+    def check_open(self) -> None:
+        """Raise :exc:`~aiomas_ng.exceptions.ClosedByUsError` if the table was closed."""
+        if self.is_closed:
+            raise ClosedByUsError("the container was shut down", was_sent=False)
 
-    def _forget(self, client: RpcClient) -> None:
-        self._connected.pop(client, None)
+    def drop(self) -> None:
+        """Close all connections without waiting; whoever calls one of the peers again connects anew."""
+        for client in list(self._connected):
+            client.channel._set_error(ClosedByUsError("the connection to a third party was given up"))
 
     async def close(self) -> None:
-        """Close all connections; attempts that are under way fail."""
+        """Close all connections, now and for ever; attempts that are under way fail."""
         self.is_closed = True
+        for attempt in self._attempts:
+            if not attempt.expired():
+                attempt.reschedule(self.loop.time())
         tasks = [peer._task for peer in self._known.values() if peer._task is not None]
-        for task in tasks:
-            task.cancel()
         await asyncio.gather(
             *tasks, *(client.close() for client in list(self._connected)), return_exceptions=True
         )
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, timeout: float | None) -> AsyncIterator[asyncio.Timeout]:
+        """End what runs in it by a ``TimeoutError`` after *timeout* seconds (0 and ``None``: never), or when
+        the table is closed."""
+        self.check_open()
+        async with asyncio.timeout(timeout or None) as attempt:
+            self._attempts.add(attempt)
+            try:
+                yield attempt
+            finally:
+                self._attempts.discard(attempt)
+
+    def _keep(self, peer: Peer, client: RpcClient) -> None:
+        self._connected[client] = peer
+        client.channel._when_lost(lambda _: self._forget(client))
+
+    def _forget(self, client: RpcClient) -> None:
+        self._connected.pop(client, None)

@@ -76,7 +76,11 @@ def _stop_timer(reply: asyncio.Future[Any]) -> None:
 
 
 class _Iteration:
-    """``async for`` over a reply: waits for the stream first."""
+    """``async for`` over a reply: waits for the stream first.
+
+    Cancelling it gives up the stream, as cancelling gives up any call: the error of a task that was cancelled
+    keeps the stream alive, so its end cannot be left to reference counts.
+    """
 
     __slots__ = ("_reply", "_stream")
 
@@ -88,14 +92,18 @@ class _Iteration:
         return self
 
     async def __anext__(self) -> Any:
-        if self._stream is None:
-            result = await self._reply
-            if not isinstance(result, ReplyStream):
-                raise StreamError(
-                    f"the reply is no stream but {result!r}: await it instead of iterating over it"
-                )
-            self._stream = result
-        return await self._stream.__anext__()
+        try:
+            if self._stream is None:
+                result = await self._reply
+                if not isinstance(result, ReplyStream):
+                    raise StreamError(
+                        f"the reply is no stream but {result!r}: await it instead of iterating over it"
+                    )
+                self._stream = result
+            return await self._stream.__anext__()
+        except asyncio.CancelledError:
+            await self._reply.aclose()
+            raise
 
     async def aclose(self) -> None:
         await self._reply.aclose()
