@@ -185,6 +185,13 @@ class Router:
 
     def _find_child(self, name: str) -> Router | None:
         """Return the router of the sub-service *name*, attaching it if that was not done yet."""
+        # The usual case first, as each call comes along here: it is attached, and still what is there.
+        attached = self._children.get(name) if self._children else None
+        if attached is not None and attached.parent is self:
+            obj = self.obj
+            entries = obj.dict if isinstance(obj, ServiceDict) else _attributes(obj)
+            if entries.get(name) is attached.obj:
+                return attached
         router = self._peek(name)
         if router is None:
             self.unset_sub_router(name)  # it was there once
@@ -196,6 +203,16 @@ class Router:
         return router
 
     def _find_function(self, name: str) -> Any:
+        obj = self.obj
+        # The usual case first, as each call comes along here: a method that the class itself defines.
+        value = type(obj).__dict__.get(name)
+        if (
+            type(value) is types.FunctionType
+            and value.__dict__.get("__rpc__") is True
+            and name not in _attributes(obj)
+            and not isinstance(obj, type)
+        ):
+            return types.MethodType(value, obj)
         value, is_of_class = _look_up(self.obj, name)
         if value is not _MISSING and _is_marked(value):
             if is_of_class:
