@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from aiomas_ng import codecs, local_queue, util
 from aiomas_ng._core import frames
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, MESSAGE, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import FrameParser, Oversized, encode_frame
@@ -452,7 +453,7 @@ class Channel(Caller, Answerer):
             ProtocolError: It breaks the rules.
         """
         if type(msg_type) is not int:
-            raise MalformedFrameError(f"a frame's type must be an integer but is {msg_type!r:.100}")
+            raise MalformedFrameError(f"a frame's type must be an integer but is {short(msg_type)}")
         if msg_type == RESULT:
             call = self._exchange.settle(msg_id)
             if type(call) is Reply:
@@ -463,7 +464,7 @@ class Channel(Caller, Answerer):
         elif msg_type == REQUEST:
             if type(msg_id) is not int and type(msg_id) is not str:
                 raise MalformedFrameError(
-                    f"a request's id must be an integer or a string but is {msg_id!r:.100}"
+                    f"a request's id must be an integer or a string but is {short(msg_id)}"
                 )
             exchange = self._exchange
             if not exchange._has_seen_request and exchange.greet(msg_id):
@@ -480,13 +481,13 @@ class Channel(Caller, Answerer):
     def _take_extension(self, msg_type: int, msg_id: Any, content: Any, size: int) -> None:
         """Take a frame of a type that only peers of ours send."""
         if not frames.CANCEL <= msg_type <= frames.STREAM:
-            raise UnknownFrameTypeError(f"a frame has the unknown type {msg_type}")
+            raise UnknownFrameTypeError(f"a frame has the unknown type {short(msg_type)}")
         if not self._exchange.is_peer_ours:
             self._welcome(greet=False)
         if msg_type == MESSAGE:
             if msg_id != frames.LANE_RPC:
                 raise MalformedFrameError(
-                    f"a one-way message is for lane {msg_id!r:.100}, which nobody serves"
+                    f"a one-way message is for lane {short(msg_id)}, which nobody serves"
                 )
             if self._handler is not None and not self._inbox and not self._protocol.is_paused:
                 self._handler(None, content)
@@ -496,7 +497,7 @@ class Channel(Caller, Answerer):
             self._take_stream_frame(msg_type, msg_id, content)
         elif msg_type == frames.CREDIT:
             if type(content) is not int or content <= 0:
-                raise MalformedFrameError(f"credit must be an integer > 0 but is {content!r:.100}")
+                raise MalformedFrameError(f"credit must be an integer > 0 but is {short(content)}")
             job = self._exchange.jobs.get(msg_id) if isinstance(msg_id, int | str) else None
             if job is not None:
                 job.grant(content)
@@ -504,7 +505,7 @@ class Channel(Caller, Answerer):
             self._take_cancel(msg_id)
         elif msg_type == frames.PING:
             if type(msg_id) is not int:
-                raise MalformedFrameError(f"a ping's number must be an integer but is {msg_id!r:.100}")
+                raise MalformedFrameError(f"a ping's number must be an integer but is {short(msg_id)}")
             self._due_pong = msg_id
             self._send_due_pong()
 
@@ -544,6 +545,6 @@ class Channel(Caller, Answerer):
                     self._abandon(msg_id)
                     self._fail_call(call, error)
             else:
-                raise MalformedFrameError(f"a frame of type {msg_type} cannot be taken: {error}")
+                raise MalformedFrameError(f"a frame of type {short(msg_type)} cannot be taken: {error}")
         except ProtocolError as violation:
             self._note_violation(violation)

@@ -46,13 +46,15 @@ def get_queue(queue_id: str) -> LocalQueue:
     """Return the queue of that id, always the same one for the same id.
 
     Args:
-        queue_id: Any string without a ``/`` (the id is part of the agents' URLs).
+        queue_id: Any string without a ``/`` (the id is part of the agents' URLs), but not an empty one.
 
     Raises:
-        ValueError: The id is no string or contains a ``/``.
+        ValueError: The id is no string, is empty or contains a ``/``.
     """
     if not isinstance(queue_id, str):
         raise ValueError(f"the id of a queue must be a str, not {type(queue_id).__name__}: {queue_id!r}")
+    if not queue_id:
+        raise ValueError("the id of a queue must not be empty")
     if "/" in queue_id:
         raise ValueError(f"the id of a queue must not contain a '/': {queue_id!r}")
     queue = _queues.get(queue_id)

@@ -29,6 +29,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
 from aiomas_ng._io.endpoint import as_address
 from aiomas_ng._io.peer import Peers
@@ -477,16 +478,16 @@ class RpcClient:
             whose, path, url, name = reference
         except (TypeError, ValueError):
             raise DeserializationError(
-                f"a reference to a service must have four parts: {reference!r:.100}"
+                f"a reference to a service must have four parts: {short(reference)}"
             ) from None
         if not isinstance(path, str) or not isinstance(url, str | None) or not isinstance(name, str | None):
-            raise DeserializationError(f"a reference to a service is malformed: {reference!r:.100}")
+            raise DeserializationError(f"a reference to a service is malformed: {short(reference)}")
         if whose == OF_SENDER:
             return Proxy(self, path, url, name=name)
         if whose == OF_RECEIVER:
             return self._own_service(path, name)
         if whose != OF_THIRD or url is None:
-            raise DeserializationError(f"a reference to a service is malformed: {reference!r:.100}")
+            raise DeserializationError(f"a reference to a service is malformed: {short(reference)}")
         try:
             address, rest = parse_url(url)
         except AddressError as error:
@@ -507,7 +508,7 @@ class RpcClient:
             address, _ = parse_url(self._own_url)
             return Proxy(self._get_peers().get(address), path, address.url, name=name)
         try:
-            return self._router.resolve(path) if path else self._router.obj
+            return self._router.find(path) if path else self._router.obj
         except RoutingError as error:
             raise DeserializationError(
                 f"the peer refers to a service of ours that is not there: {error}"

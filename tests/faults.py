@@ -356,7 +356,8 @@ class _Half(asyncio.Protocol):
             return
         size = len(self._held) if self.limit is None else min(self.limit, len(self._held))
         if size:
-            self.other.transport.write(bytes(self._held[:size]))
+            if not self.other.transport.is_closing():
+                self.other.transport.write(bytes(self._held[:size]))
             del self._held[:size]
         if self.limit is not None:
             self.limit -= size

@@ -181,6 +181,24 @@ async def test_a_codec_that_cannot_be_made_fails_before_anything_is_dialled(tran
         await channels.start_server(transport.address(), print, codec=make_codec)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": codecs.JSON()},
+        {"codec": "json"},
+        {"extra_serializers": Point.__serializer__},
+        {"extra_serializers": [Point]},
+        {"extra_serializers": [lambda: (1, 2)]},
+    ],
+)
+async def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
+    """Mistakes with codecs and serializers are reported by the call itself, not by the first connection."""
+    with pytest.raises(TypeError, match=next(iter(options))):
+        await channels.open_connection(("127.0.0.1", 1), **options)
+    with pytest.raises(TypeError, match=next(iter(options))):
+        await channels.start_server(("127.0.0.1", 0), print, **options)
+
+
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Return the contexts of a server at localhost and of its client."""
     authority = trustme.CA()
@@ -1023,6 +1041,19 @@ async def test_replies_of_one_read_are_written_before_a_close_in_it(transport: A
         assert (await peer.recv())[2] == "first"
         with pytest.raises(EOFError):
             await peer.recv()
+
+
+async def test_error_of_a_handler_that_has_ended_the_connection(transport: Any) -> None:
+    """Nobody can be told of it any more, and nothing is written to a closed connection."""
+    async with open_link(transport) as (client, server):
+
+        def handle(_: Any) -> None:
+            server._set_error(ClosedByUsError("enough"))
+            raise ValueError("too late")
+
+        serve(server, handle)
+        with pytest.raises(ClosedByPeerError):
+            await client.send("x")
 
 
 # -- The callback of a server ----------------------------------------------------------------------

@@ -118,6 +118,7 @@ async def test_a_server_takes_every_form_of_an_address(transport: Any) -> None:
         ("localhost", -1),
         ("localhost", None),
         ("localhost", 1, 2),
+        "localhost:5555",
         "tcp://localhost",
         "udp://localhost:1",
         "tcp://localhost:1/agent",

@@ -787,9 +787,9 @@ def test_queues_are_cached_by_id() -> None:
     assert get_queue("spam") != lq
 
 
-@pytest.mark.parametrize("queue_id", [b"spam", 3, None, "a/b", "/"])
+@pytest.mark.parametrize("queue_id", [b"spam", 3, None, "", "a/b", "/"])
 def test_queue_ids_are_checked(queue_id: Any) -> None:
-    """An id is a string without a slash."""
+    """An id is a string without a slash, and not empty."""
     with pytest.raises(ValueError, match="id of a queue"):
         get_queue(queue_id)
 

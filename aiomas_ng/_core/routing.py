@@ -210,7 +210,7 @@ class Router:
             type(value) is types.FunctionType
             and value.__dict__.get("__rpc__") is True
             and name not in _attributes(obj)
-            and not isinstance(obj, type)
+            and not isinstance(obj, type | ServiceDict)
         ):
             return types.MethodType(value, obj)
         value, is_of_class = _look_up(self.obj, name)

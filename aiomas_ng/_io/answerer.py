@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import codecs
 from aiomas_ng._core import failure, frames
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, RESULT
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.job import Job, is_awaitable, is_stream
@@ -194,7 +195,9 @@ class Answerer(Connection):
             MalformedFrameError: A request of that id waits already.
         """
         if msg_id is not None and msg_id in self._inbox:
-            raise MalformedFrameError(f"the peer used id {msg_id!r} again before its request was answered")
+            raise MalformedFrameError(
+                f"the peer used id {short(msg_id)} again before its request was answered"
+            )
         if not self._has_room(size):
             if not self._exchange.calls or self._protocol.is_backlogged():
                 self._stop_reading()

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from aiomas_ng._core import failure, frames
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import MESSAGE, REQUEST
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
@@ -123,7 +124,7 @@ class Caller(Connection):
                 raise
         elif call is not None:
             raise MalformedFrameError(
-                f"a frame of type {msg_type} does not fit the state of request {msg_id!r}"
+                f"a frame of type {short(msg_type)} does not fit the state of request {short(msg_id)}"
             )
 
     def _fail_calls(self, error: AiomasError) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from aiomas_ng import codecs
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._io.job import CURRENT_JOB, Job
 from aiomas_ng._io.reply import Reply, StreamState
@@ -100,7 +101,7 @@ class Connection:
         except AiomasError:
             raise
         except Exception as error:  # of a codec of the user's
-            raise SerializationError(f"cannot encode {frame[2]!r:.200}: {error}") from error
+            raise SerializationError(f"cannot encode {short(frame[2])}: {error}") from error
         return payload
 
     def _send_control(self, msg_type: int, msg_id: int | str, content: Any = None) -> None:

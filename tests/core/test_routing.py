@@ -758,6 +758,12 @@ def test_router_is_made_once_per_instance() -> None:
     assert isinstance(Leaf.router, Service)
 
 
+def test_names_of_sub_services_are_no_single_string() -> None:
+    """A forgotten bracket does not make a sub-service of every letter."""
+    with pytest.raises(TypeError, match=r"must be a list of strings: \['agents'\]"):
+        Service("agents")
+
+
 def test_router_of_an_instance_cannot_be_replaced() -> None:
     """Assigning to the router is an error, before and after it was made."""
     leaf = Leaf()
@@ -869,6 +875,21 @@ def test_entries_of_a_dict_come_and_go() -> None:
     assert_unreachable(services, "leaf", "f", "leaf/who", "f/who")
     services.dict = {"new": leaf}
     assert services.router.resolve("new/who")() == "leaf"
+
+
+@pytest.mark.parametrize("is_inherited", [False, True])
+def test_only_the_entries_of_a_dict_are_served(is_inherited: bool) -> None:
+    """Methods of a subclass of ServiceDict are no entries, and hide none."""
+
+    class Special(ServiceDict):
+        @expose
+        def f(self) -> str:
+            raise AssertionError
+
+    services = (type("More", (Special,), {}) if is_inherited else Special)()
+    assert_unreachable(services, "f")
+    services.dict["f"] = expose(lambda: "entry")
+    assert services.router.resolve("f")() == "entry"
 
 
 def test_same_service_under_two_names() -> None:
