@@ -17,8 +17,9 @@ from aiomas_ng.exceptions import ClosedByUsError, ConnectError, OverloadError
 
 if TYPE_CHECKING:
     from aiomas_ng._core.addresses import Address
+    from aiomas_ng._io.proxy import CallOptions, Proxy
     from aiomas_ng.channel import Channel
-    from aiomas_ng.rpc import CallOptions, Proxy, RpcClient
+    from aiomas_ng.rpc import RpcClient
 
 __all__ = ["Peer", "Peers"]
 
@@ -32,8 +33,7 @@ Open = Callable[["Address", "float | None"], Awaitable["RpcClient"]]
 
 
 class Peer:
-    """One server. It is a link for proxies (see :class:`~aiomas_ng.rpc.Link`), whether it is connected now or
-    not.
+    """One server. For proxies it is a :class:`~aiomas_ng._io.proxy.Link`, whether it is connected now or not.
 
     Args:
         address: Where it listens.
