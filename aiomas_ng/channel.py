@@ -238,6 +238,10 @@ class ChannelProtocol(asyncio.Protocol):
         self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
         self._corked: list[bytes] | None = None  # frames written while a read is handled
         self._corked_size = 0
+        # Frames that wait until the transport has room.  From Python 3.12 on, each write to a full one costs
+        # time in proportion to the number of writes that it holds.
+        self._held: collections.deque[bytes] = collections.deque()
+        self._held_size = 0
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
 
@@ -310,7 +314,7 @@ class ChannelProtocol(asyncio.Protocol):
         """
         frame = encode_frame(payload, self.limits.frame_size)
         if self._corked is None:
-            self.transport.write(frame)
+            self._pass_on(frame)
             return
         self._corked.append(frame)
         self._corked_size += len(frame)
@@ -324,11 +328,44 @@ class ChannelProtocol(asyncio.Protocol):
         if corked:
             self._corked = []
             self._corked_size = 0
-            self.transport.write(corked[0] if len(corked) == 1 else b"".join(corked))
+            self._pass_on(corked[0] if len(corked) == 1 else b"".join(corked))
+
+    def _pass_on(self, data: bytes) -> None:
+        if self.is_paused:
+            self._held.append(data)
+            self._held_size += len(data)
+        else:
+            self.transport.write(data)
+
+    def _write_held(self) -> None:
+        """Write the oldest of what is held back, in pieces of at least :data:`CORK_SIZE` bytes if there is so
+        much."""
+        piece: list[bytes] = []
+        size = 0
+        while self._held and size < CORK_SIZE:
+            piece.append(self._held.popleft())
+            size += len(piece[-1])
+        self._held_size -= size
+        self.transport.write(piece[0] if len(piece) == 1 else b"".join(piece))
+
+    def close_transport(self) -> None:
+        """Close the transport, which goes on to write what there is to write."""
+        if not self.transport.is_closing():
+            self.flush()
+            while self._held:
+                self._write_held()
+        self._held.clear()
+        self.transport.close()
+
+    def get_unsent_size(self) -> int:
+        """Return the number of bytes that wait to be sent."""
+        size: int = self.transport.get_write_buffer_size()
+        return size + self._held_size
 
     def is_backlogged(self) -> bool:
         """Return whether the bytes that the peer does not read have reached the limit."""
-        return self.is_paused and self.transport.get_write_buffer_size() >= self.limits.backlog
+        # Without those that the transport holds, which are few, and which it takes long to count.
+        return self._held_size >= self.limits.backlog
 
     def _reject_oversized(self, frame: Oversized) -> None:
         error = FrameTooLargeError(frame.size, self.limits.frame_size, "a frame from the peer")
@@ -400,8 +437,12 @@ class ChannelProtocol(asyncio.Protocol):
             self.channel._check_stall()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has emptied: go on."""
+        """The transport's buffer has emptied: go on, first with what was held back meanwhile."""
         self.is_paused = False
+        while self._held:
+            self._write_held()
+            if self.is_paused:
+                return
         self.wake_drainers()
         if self.channel is not None:
             self.channel._writing_resumed()

@@ -954,6 +954,18 @@ async def test_a_broken_connection_names_the_cause(transport: Any) -> None:
             await reply
 
 
+async def test_the_layers_above_learn_of_the_end(transport: Any) -> None:
+    """Who asked before is told when the connection ends, once; who asks afterwards is told at once."""
+    async with open_link(transport) as (client, server):
+        errors: list[BaseException] = []
+        server._when_lost(errors.append)
+        await client.close()
+        await until(lambda: errors)
+        server._when_lost(errors.append)
+        await server.close()
+        assert [type(error) for error in errors] == [ClosedByPeerError] * 2
+
+
 async def test_close_may_be_called_any_number_of_times(transport: Any) -> None:
     """Twice, at the same time, and after the peer has closed."""
     async with open_link(transport) as (client, server):

@@ -85,7 +85,7 @@ class Caller(Connection):
 
     def _check_backlog(self) -> None:
         if self._protocol.is_backlogged():
-            size = self._transport.get_write_buffer_size()
+            size = self._protocol.get_unsent_size()
             raise OverloadError(
                 f"the peer does not read: {size} bytes wait to be sent, the limit is {self._limits.backlog}"
             )

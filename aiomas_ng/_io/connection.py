@@ -136,7 +136,7 @@ class Connection:
 
     def _watch(self, seconds: float, give_up: Callable[[], None], size: int = -1) -> None:
         """Call *give_up* as soon as the peer takes nothing of what waits to be written for *seconds*."""
-        waiting = self._transport.get_write_buffer_size()
+        waiting = self._protocol.get_unsent_size()
         if waiting == size:
             self._watchdog = None
             give_up()
@@ -201,9 +201,8 @@ class Connection:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._stop_watching()
-        self._protocol.flush()
         self._protocol.wake_drainers()
-        self._transport.close()
+        self._protocol.close_transport()
         # What waits to be written can only leave if the peer reads, which it may never do.
         self._watch(CLOSE_GRACE, self._transport.abort)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
