@@ -1091,13 +1091,14 @@ async def test_container_shows_its_parts(transport: Transport) -> None:
         assert type(container.clock) is clocks.AsyncioClock
 
 
-@pytest.mark.parametrize("codec", [codecs.JSON, codecs.MsgPack, codecs.MsgPackBlosc])
+@pytest.mark.parametrize(
+    "codec",
+    [codecs.JSON, codecs.MsgPack, pytest.param(codecs.MsgPackBlosc, marks=pytest.mark.needs("blosc2"))],
+)
 async def test_codec_and_serializers(transport: Transport, codec: Any) -> None:
     """The codec is used for all connections, with one's own serializers and one for dates."""
     import arrow
 
-    if codec is codecs.MsgPackBlosc:
-        pytest.importorskip("blosc2")
     kwds: dict[str, Any] = {"codec": codec, "extra_serializers": [Reading.__serializer__]}  # type: ignore[attr-defined]
     async with containers(transport.address(), transport.address(), **kwds) as (one, two):
         member = Member(two)
