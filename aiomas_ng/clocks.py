@@ -118,7 +118,8 @@ class BaseClock:
             today = str(utcnow)
             # Dates have microseconds. utcnow() is rounded to them, time() is not; without rounding the sum,
             # a date of a whole second could become a time just after it.
-            t = round((date - utcnow).total_seconds() + now, 6)
+            seconds: float = (date - utcnow).total_seconds()
+            t = round(seconds + now, 6)
         else:
             t = _check_finite("time", date)
         if t <= now:
