@@ -344,6 +344,16 @@ class MsgPackBlosc(MsgPack):
             DeserializationError: As for :meth:`Codec.decode`, or the message has more than
                 :attr:`max_decompressed_size` bytes when decompressed.
         """
+        return super().decode(self._decompress(data))
+
+    def peek(self, data: bytes | bytearray | memoryview) -> tuple[int, Any] | None:
+        """Return type and id of a message, see :meth:`Codec.peek`; ``None`` if it is damaged or cut off."""
+        try:
+            return super().peek(self._decompress(data))
+        except DeserializationError:
+            return None
+
+    def _decompress(self, data: bytes | bytearray | memoryview) -> bytearray:
         try:
             chunk = data.tobytes() if isinstance(data, memoryview) else data
             size = blosc_chunk.decompressed_size(chunk, self.max_decompressed_size)
@@ -355,11 +365,7 @@ class MsgPackBlosc(MsgPack):
             raise
         except Exception as exc:
             raise DeserializationError(f"Not a chunk of Blosc2: {describe(exc)}") from exc
-        return super().decode(message)
-
-    def peek(self, data: bytes | bytearray | memoryview) -> tuple[int, Any] | None:
-        """Return ``None``: a chunk that is damaged or cut off shows nothing of the message."""
-        return None
+        return message
 
 
 @overload

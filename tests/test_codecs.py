@@ -762,7 +762,16 @@ def test_blosc_compresses() -> None:
     message = codec.encode(data)
     assert len(message) < 30_000
     assert codec.decode(message) == data
-    assert codec.peek(message) is None
+
+
+@pytest.mark.needs("blosc2")
+def test_peek_into_a_compressed_message() -> None:
+    """Type and id are read from a message whose content is not known here, but not from a damaged one."""
+    codec = with_point(MsgPackBlosc)
+    message = codec.encode([0, "id-7", Point(1, 2)])
+    assert MsgPackBlosc().peek(message) == (0, "id-7")
+    assert MsgPackBlosc().peek(message[:-1]) is None
+    assert MsgPackBlosc().peek(b"") is None
 
 
 @pytest.mark.needs("blosc2")
