@@ -19,7 +19,7 @@ help:  ## List the targets
 demo: $(STAMPS)/demo  ## Run the demonstration, a virtual power plant; options go into ARGS="..."
 	$(BIN)/python -m examples.virtual_power_plant $(ARGS)
 
-test: $(STAMPS)/blosc,demo,numpy,test,uvloop  ## Run all tests; fail below 95 % coverage
+test: $(STAMPS)/blosc,cbor,demo,numpy,test,uvloop  ## Run all tests; fail below 95 % coverage
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: $(STAMPS)/lint  ## Check style, formatting and types
