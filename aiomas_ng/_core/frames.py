@@ -15,6 +15,7 @@ __all__ = [
     "EXCEPTION",
     "FIRST_ID",
     "ITEM",
+    "LANE_RESOURCES",
     "LANE_RPC",
     "MESSAGE",
     "PING",
@@ -47,6 +48,8 @@ STREAM: Final = 10
 
 #: The lane of one-way RPC calls, and of :meth:`Channel.post`.
 LANE_RPC: Final = 0
+#: The lane of requests to resources, and the responses to them (see :mod:`aiomas_ng.message`).
+LANE_RESOURCES: Final = 1
 
 #: Our ids count up from here.  Old peers echo any id; ours recognize one of theirs by its first request.
 FIRST_ID: Final = 0x616E6700

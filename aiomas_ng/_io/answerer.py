@@ -6,7 +6,7 @@ import asyncio
 import collections
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiomas_ng import codecs
 from aiomas_ng._core import failure, frames
@@ -27,11 +27,40 @@ from aiomas_ng.exceptions import (
 if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
 
-__all__ = ["Answerer", "Handler", "Request"]
+__all__ = ["Answerer", "Handler", "Lane", "LaneMessage", "Request"]
 
 #: What serves a channel's requests: called with id (``None``: one-way) and content, it answers through the
 #: channel.
 Handler = Callable[["int | str | None", Any], None]
+
+
+class Lane(Protocol):
+    """Serves the one-way messages of a lane of its own, beside those of RPC."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests of ours wait for the peer, so that we have to go on reading."""
+
+    def get_waiting_key(self, content: Any) -> bytes | None:
+        """Return what a message is known by if it is a request, which waits in its turn while the peer does
+        not read; ``None`` for any other, which never waits."""
+
+    def refuse(self, content: Any) -> None:
+        """Answer a request for which there is no room."""
+
+    def take(self, content: Any) -> None:
+        """Take a message.
+
+        Raises:
+            ProtocolError: It breaks the rules.
+        """
+
+    def lose(self, error: AiomasError) -> None:
+        """A message has been lost, in whichever direction, and nobody can say which."""
+
+    def writing_resumed(self) -> None:
+        """The peer reads again."""
+
 
 #: Bytes that a request which is to be rejected counts for in the inbox, at least: its error has a text.
 REJECTED_SIZE: Final = 1024
@@ -119,8 +148,10 @@ class Answerer(Connection):
     ) -> None:
         super().__init__(protocol, codec, transport, loop)
         self._handler: Handler | None = None
-        # Requests that nobody has taken yet, by id, with their size in bytes.  One-way messages have a key
-        # of their own; a peer may cancel as many requests as it likes, so they are not searched for.
+        self._lane: Lane | None = None
+        # Requests that nobody has taken yet, by id, with their size in bytes; those of the lane by their
+        # token.  One-way messages have a key of their own; a peer may cancel as many requests as it likes, so
+        # they are not searched for.
         self._inbox: collections.OrderedDict[Any, tuple[Any, int]] = collections.OrderedDict()
         self._inbox_size = 0
         self._violations = 0
@@ -150,9 +181,12 @@ class Answerer(Connection):
             msg_id, content = self._take_from_inbox()
             if not self._is_reading and self._has_room(0):
                 self._start_reading()
-            if type(content) is not _Rejected:
+            if type(content) is LaneMessage:
+                self._pass_to_lane(content)
+            elif type(content) is _Rejected:
+                self._answer_error(msg_id, content.error)
+            else:
                 return Request(content, msg_id, self._protocol)
-            self._answer_error(msg_id, content.error)
 
     def _serve(self, handler: Handler) -> None:
         """Let *handler* take all requests, from those that wait on."""
@@ -160,23 +194,33 @@ class Answerer(Connection):
         self._serve_inbox()
 
     def _serve_inbox(self, count: int = sys.maxsize) -> None:
-        """Let the handler take *count* requests that wait, as far as the peer reads the replies."""
+        """Let handler and lane take *count* requests that wait, as far as the peer reads the replies."""
         handler = self._handler
-        while (
-            count
-            and handler is not None
-            and self._inbox
-            and not self._protocol.is_paused
-            and self._error is None
-        ):
+        while count and self._inbox and not self._protocol.is_paused and self._error is None:
+            if handler is None and type(next(iter(self._inbox.values()))[0]) is not LaneMessage:
+                break  # for recv()
             msg_id, content = self._take_from_inbox()
-            if type(content) is _Rejected:
+            if type(content) is LaneMessage:
+                self._pass_to_lane(content)
+            elif type(content) is _Rejected:
                 self._answer_error(msg_id, content.error)
             else:
+                assert handler is not None
                 handler(msg_id, content)
             count -= 1
         if not self._is_reading and self._has_room(0):
             self._start_reading()
+
+    def _serve_lane(self, lane: Lane) -> None:
+        """Let *lane* take all messages that are not for RPC."""
+        self._lane = lane
+
+    def _pass_to_lane(self, message: LaneMessage) -> None:
+        assert self._lane is not None
+        try:
+            self._lane.take(message.content)
+        except ProtocolError as violation:
+            self._note_violation(violation)
 
     def _take_from_inbox(self) -> tuple[Any, Any]:
         key, (content, size) = self._inbox.popitem(last=False)
@@ -187,7 +231,7 @@ class Answerer(Connection):
         limits = self._limits
         return len(self._inbox) < limits.requests and self._inbox_size + size <= max(limits.inbox_size, size)
 
-    def _put_inbox(self, msg_id: int | str | None, content: Any, size: int) -> None:
+    def _put_inbox(self, msg_id: int | str | bytes | None, content: Any, size: int) -> None:
         """Keep a request until it can be taken; beyond the bound stop reading, or refuse it where waiting is
         not safe.
 
@@ -199,9 +243,14 @@ class Answerer(Connection):
                 f"the peer used id {short(msg_id)} again before its request was answered"
             )
         if not self._has_room(size):
-            if not self._exchange.calls or self._protocol.is_backlogged():
+            if not self._is_waiting() or self._protocol.is_backlogged():
                 self._stop_reading()
+            elif type(content) is LaneMessage:
+                assert self._lane is not None
+                self._lane.refuse(content.content)
+                return
             else:
+                assert not isinstance(msg_id, bytes)
                 # Our own calls wait for replies that come behind this request, so it cannot be waited for.
                 error = OverloadError(
                     f"{len(self._inbox)} requests wait here already; this one was not accepted"
@@ -212,6 +261,10 @@ class Answerer(Connection):
         self._inbox_size += size
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _is_waiting(self) -> bool:
+        """Return whether requests of ours wait for the peer."""
+        return bool(self._exchange.calls) or (self._lane is not None and self._lane.is_waiting)
 
     def _reject_request(self, msg_id: int | str, error: AiomasError, size: int) -> None:
         """Answer a request that cannot be taken, in its turn if the peer does not read our answers."""
@@ -227,8 +280,13 @@ class Answerer(Connection):
         job = self._exchange.end(msg_id)
         if job is not None:
             job.cancel()
-        elif msg_id in self._inbox:
-            self._inbox_size -= self._inbox.pop(msg_id)[1]
+        else:
+            self._withdraw(msg_id)
+
+    def _withdraw(self, key: int | str | bytes) -> None:
+        """Drop a request that waits in the inbox, if it is there."""
+        if key in self._inbox:
+            self._inbox_size -= self._inbox.pop(key)[1]
 
     def _settle(self, msg_id: int | str | None, result: Any) -> None:
         """Answer with what a handler returned: now, or through a :class:`Job` if it has to be waited for."""
@@ -288,7 +346,7 @@ class Answerer(Connection):
             # Of all that is in the frame, only the id is not ours.
             self._note_violation(MalformedFrameError(f"a request has an id that cannot be encoded: {cause}"))
 
-    def _note_violation(self, error: ProtocolError) -> None:
+    def _note_violation(self, error: AiomasError) -> None:
         """Log a broken rule and tell the peer; close the connection when there were too many."""
         self._violations += 1
         logger.warning(
@@ -323,3 +381,12 @@ class _Rejected:
 
     def __init__(self, error: AiomasError) -> None:
         self.error = error
+
+
+class LaneMessage:
+    """Lies in the inbox in the place of a message that is for the :class:`Lane`."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Any) -> None:
+        self.content = content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
@@ -12,11 +12,19 @@ from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
 from aiomas_ng.exceptions import AiomasError, MalformedFrameError, OverloadError, ProtocolError
 
+if TYPE_CHECKING:
+    from aiomas_ng._io.answerer import Lane
+
 __all__ = ["Caller"]
+
+#: How a peer calls the error of a frame that is above its limit.
+TOO_LARGE: Final = "aiomas_ng.FrameTooLargeError"
 
 
 class Caller(Connection):
     """Sends requests and takes their replies."""
+
+    _lane: Lane | None
 
     def send(
         self,
@@ -67,7 +75,8 @@ class Caller(Connection):
         """Send the one-way message *content*: it is not answered.
 
         At a peer of ours it arrives as a :class:`Request` with ``is_oneway``, in order with the requests. A
-        peer that is not (yet) known to be one of ours gets a request, whose reply is dropped.
+        peer that is not (yet) known to be one of ours gets a request, whose reply is dropped. Messages of
+        other lanes are sent as they are: who uses them knows that the peer is one of ours.
 
         Raises:
             SerializationError, FrameTooLargeError, OverloadError, ChannelClosedError: As for :meth:`send`.
@@ -76,12 +85,12 @@ class Caller(Connection):
             self._raise_closed()
         if self._protocol.is_paused:
             self._check_backlog()
-        if self._exchange.is_peer_ours:
+        if self._exchange.is_peer_ours or lane != frames.LANE_RPC:
             self._protocol.write(self._encode((MESSAGE, lane, content)))
-        elif lane == frames.LANE_RPC:
-            self.send(content).add_done_callback(_drop_outcome)
+            if lane != frames.LANE_RPC and not self._is_reading:
+                self._start_reading()
         else:
-            raise ProtocolError("the peer has not shown that it understands one-way messages")
+            self.send(content).add_done_callback(_drop_outcome)
 
     def _check_backlog(self) -> None:
         if self._protocol.is_backlogged():
@@ -104,6 +113,8 @@ class Caller(Connection):
             logger.warning(
                 "%s rejected a frame of ours: %s: %s", error.origin, error.type_name, error.message
             )
+            if self._lane is not None and error.type_name == TOO_LARGE:
+                self._lane.lose(error)
             return
         self._fail_call(self._exchange.settle(msg_id), error)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import codecs
 from aiomas_ng._core import frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, MESSAGE, REQUEST, RESULT
-from aiomas_ng._io.answerer import Answerer
+from aiomas_ng._io.answerer import Answerer, LaneMessage
 from aiomas_ng._io.caller import Caller
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.reply import Reply
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
 
 __all__ = ["Dispatcher"]
+
+#: What those are told who request a resource of a peer that has none: 4.04, and why.
+NOT_FOUND: Final = 0x84
+NO_RESOURCES: Final = b"there are no resources here"
+
+#: Codes of requests are below.
+FIRST_RESPONSE: Final = 32
 
 
 class Dispatcher(Caller, Answerer):
@@ -71,10 +78,8 @@ class Dispatcher(Caller, Answerer):
             self._welcome(greet=False)
         if msg_type == MESSAGE:
             if msg_id != frames.LANE_RPC:
-                raise MalformedFrameError(
-                    f"a one-way message is for lane {short(msg_id)}, which nobody serves"
-                )
-            if self._handler is not None and not self._inbox and not self._protocol.is_paused:
+                self._take_lane_message(msg_id, content, size)
+            elif self._handler is not None and not self._inbox and not self._protocol.is_paused:
                 self._handler(None, content)
             else:
                 self._put_inbox(None, content, size)
@@ -94,6 +99,30 @@ class Dispatcher(Caller, Answerer):
             self._due_pong = msg_id
             self._send_due_pong()
 
+    def _take_lane_message(self, lane: Any, content: Any, size: int) -> None:
+        if lane != frames.LANE_RESOURCES:
+            raise MalformedFrameError(f"a one-way message is for lane {short(lane)}, which nobody serves")
+        if self._lane is None:
+            self._deny_resources(content)
+            return
+        key = self._lane.get_waiting_key(content) if self._inbox or self._protocol.is_paused else None
+        if key is None:
+            self._lane.take(content)
+        else:
+            self._withdraw(key)  # a token that is used again ends the request before
+            self._put_inbox(key, LaneMessage(content), size)
+
+    def _deny_resources(self, content: Any) -> None:
+        """Answer a request to resources where there are none; what is no request needs no answer."""
+        if type(content) not in (list, tuple) or len(content) < 2 or type(content[0]) is not int:
+            raise MalformedFrameError(f"a message must be an array of code, token, … but is {short(content)}")
+        code, token = content[:2]
+        if not 0 < code < FIRST_RESPONSE:
+            return
+        if type(token) is not bytes or self._protocol.is_backlogged():
+            raise MalformedFrameError("requests to resources come to where there are none")
+        self._send_control(MESSAGE, frames.LANE_RESOURCES, (NOT_FOUND, token, (), NO_RESOURCES))
+
     def _send_due_pong(self) -> None:
         # To a peer that does not read, only the latest of its pings is answered.
         if self._due_pong is not None and not self._protocol.is_paused:
@@ -102,6 +131,8 @@ class Dispatcher(Caller, Answerer):
 
     def _writing_resumed(self) -> None:
         self._send_due_pong()
+        if self._lane is not None:
+            self._lane.writing_resumed()
         super()._writing_resumed()
 
     def _welcome(self, greet: bool = True) -> None:
@@ -129,6 +160,10 @@ class Dispatcher(Caller, Answerer):
                 if call is not None:
                     self._abandon(msg_id)
                     self._fail_call(call, error)
+            elif msg_type == MESSAGE and msg_id == frames.LANE_RESOURCES and self._lane is not None:
+                # It may have been the response to any of our requests: waiting on would be waiting for ever.
+                self._lane.lose(error)
+                self._note_violation(error)
             else:
                 raise MalformedFrameError(f"a frame of type {short(msg_type)} cannot be taken: {error}")
         except ProtocolError as violation:

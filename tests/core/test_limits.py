@@ -13,7 +13,7 @@ from aiomas_ng import channel
 from aiomas_ng._core.limits import DEFAULT_LIMITS, LARGEST_FRAME, Limits
 
 NAMES = [field.name for field in dataclasses.fields(Limits)]
-IN_WHOLE_NUMBERS = ["frame_size", "stream_window"]
+IN_WHOLE_NUMBERS = ["frame_size", "stream_window", "block_size"]
 
 
 def test_defaults_are_public() -> None:
@@ -69,3 +69,21 @@ def test_limits_are_fixed_and_named() -> None:
         Limits(1)  # type: ignore[misc]
     assert dataclasses.replace(DEFAULT_LIMITS, calls=1).calls == 1
     assert hash(Limits(calls=1)) == hash(Limits(calls=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"),
+    [
+        ({}, 32 * 1024),
+        ({"block_size": 5000}, 4096),
+        ({"block_size": 1023}, 512),
+        ({"block_size": 1}, 16),
+        ({"frame_size": 60_000}, 32 * 1024),
+        ({"frame_size": 40_000}, 28 * 1024),
+        ({"frame_size": 100}, 16),
+    ],
+    ids=str,
+)
+def test_blocks_fit_into_frames(changed: dict[str, int], size: int) -> None:
+    """A block has a size that the wire knows, and there is room for it in a frame, in any codec."""
+    assert Limits(**changed).payload_size == size  # type: ignore[arg-type]
