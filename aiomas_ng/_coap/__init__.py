@@ -1,0 +1,1 @@
+"""What pipes and resources are made of, and nobody's API."""
