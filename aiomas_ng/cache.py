@@ -62,8 +62,13 @@ OPTION_COST: Final = 64
 DEFAULT_MAX_AGE: Final = 60
 
 #: Options of a request that do not tell which response fits: they say what the requester has already, that it
-#: wants to go on hearing of it, and how far it may be forwarded.
-NOT_IN_KEY: Final = (OptionNumber.ETAG, OptionNumber.OBSERVE, OptionNumber.HOP_LIMIT)
+#: wants to go on hearing of it, how far it may be forwarded, and which transfer of blocks it belongs to.
+NOT_IN_KEY: Final = (
+    OptionNumber.ETAG,
+    OptionNumber.OBSERVE,
+    OptionNumber.HOP_LIMIT,
+    OptionNumber.REQUEST_TAG,
+)
 
 #: Options of a response that are about this one exchange.
 _NOT_KEPT: Final = (OptionNumber.OBSERVE, OptionNumber.SIZE2, OptionNumber.ECHO)

@@ -9,21 +9,28 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from os import PathLike
-from typing import Any, TypeVar, overload
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import arrow
 
 __all__ = [
+    "WILDCARD_HOSTS",
+    "SSLCerts",
     "arrow_serializer",
+    "as_ssl_context",
     "create_task",
     "get_loop",
     "make_ssl_client_context",
+    "make_ssl_contexts",
     "make_ssl_server_context",
     "obj_from_str",
     "run",
 ]
 
 T = TypeVar("T")
+
+#: Hosts that stand for all interfaces.
+WILDCARD_HOSTS: Final = (None, "", "::", "0.0.0.0")
 
 StrPath = str | PathLike[str]
 
@@ -149,6 +156,52 @@ def obj_from_str(obj_path: str) -> Any:
     for name in names.split("."):
         obj = getattr(obj, name)
     return obj
+
+
+class SSLCerts(NamedTuple):
+    """Names of the PEM files for mutual TLS: the CA's certificate, our certificate, our private key."""
+
+    cafile: str
+    certfile: str
+    keyfile: str
+
+
+def make_ssl_contexts(credentials: Any) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """Return the contexts of the server and of the clients.
+
+    Args:
+        credentials: :class:`SSLCerts`, a pair of contexts, or ``None`` for no TLS.
+
+    Raises:
+        TypeError: *credentials* is something else.
+    """
+    if isinstance(credentials, tuple) and not isinstance(credentials, SSLCerts) and len(credentials) == 2:
+        server, client = credentials
+        if isinstance(server, ssl.SSLContext) and isinstance(client, ssl.SSLContext):
+            return server, client
+    if credentials is not None and not isinstance(credentials, SSLCerts):
+        raise TypeError(
+            f"ssl must be SSLCerts, or two ssl.SSLContext (for the server, for the clients), "
+            f"but is {credentials!r}"
+        )
+    return as_ssl_context(credentials, is_server=True), as_ssl_context(credentials, is_server=False)
+
+
+def as_ssl_context(credentials: Any, *, is_server: bool) -> ssl.SSLContext | None:
+    """Return *credentials* as a context for one side.
+
+    Args:
+        credentials: :class:`SSLCerts`, a context, or ``None`` for no TLS.
+        is_server: For which side.
+
+    Raises:
+        TypeError: *credentials* is something else.
+    """
+    if credentials is None or isinstance(credentials, ssl.SSLContext):
+        return credentials
+    if isinstance(credentials, SSLCerts):
+        return (make_ssl_server_context if is_server else make_ssl_client_context)(*credentials)
+    raise TypeError(f"credentials must be SSLCerts or an ssl.SSLContext but are {credentials!r}")
 
 
 def make_ssl_server_context(cafile: StrPath, certfile: StrPath, keyfile: StrPath) -> ssl.SSLContext:

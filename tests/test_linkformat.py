@@ -673,6 +673,7 @@ def test_an_authority_replaces_that_of_the_base() -> None:
 def test_our_schemes_are_known(base: str, expected: str) -> None:
     """Sockets in brackets, sockets without, ports; a fragment of the base does not count."""
     assert resolve(base, "/z") == expected
+    assert "#" not in resolve(base, "")
 
 
 @pytest.mark.parametrize(

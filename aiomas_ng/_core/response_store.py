@@ -1,8 +1,7 @@
 """What a cache holds, within bounds of bytes and entries; what of it is valid is decided elsewhere.
 
 Entries belong to scopes: one scope has all entries that a change of one thing concerns.  When there is no
-    room,
-the least recently used entries give way.
+room, the least recently used entries give way.
 """
 
 from __future__ import annotations

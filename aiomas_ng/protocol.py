@@ -1,0 +1,718 @@
+"""Requests to resources, and the answers of one's own.
+
+::
+
+    context = await Context.create_client_context()
+    response = await context.request(Message(GET, uri="tcp://localhost:5555/battery/soc")).response
+
+    state = await context.get("tcp://localhost:5555/battery/soc")          # the same, decoded
+    async with context.observe("tcp://localhost:5555/battery/soc") as states:
+        async for state in states:
+            ...
+
+The way of a request that comes in::
+
+    Remote.take ── TokenManager.process_request ── IncomingPipe ──┐
+                                                                  ▼ Context.render_to_pipe
+    Remote.send_response ◀── IncomingPipe ◀── RenderPipe ◀── Site, Resource: in a task of its own
+
+A :class:`Context` opens and accepts connections by itself, over TCP, TLS, Unix domain sockets and LocalQueue;
+or it belongs to a :class:`~aiomas_ng.agent.Container` and uses the connections that carry its remote
+procedure calls.
+
+What is logged at which level: DEBUG, what happens even if all is well; INFO, what is to be expected in a
+network, such as timeouts, and connections that end; WARNING, a peer that misbehaves, or seems to; ERROR,
+something that went wrong, such as a connection that breaks, or a handler that raises.
+
+The reference is the API page of ``aiocoap.protocol``. We differ in that there is no UDP, so no multicast, in
+that observations outlive a lost connection, and in what is new: timeouts per request, a cache, values instead
+of payloads, discovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Self
+
+from aiomas_ng import channel as channels
+from aiomas_ng import clocks, error, linkformat, rpc, util
+from aiomas_ng._coap.blockwise import RenderPipe, assemble, find_body
+from aiomas_ng._coap.observation import ClientObservation, ServerObservation
+from aiomas_ng._coap.remote import Remote
+from aiomas_ng._coap.requests import BaseRequest, BaseUnicastRequest, BlockwiseRequest, Reopener, Request
+from aiomas_ng._coap.states import States, decode
+from aiomas_ng._core.addresses import PROTOCOLS, Address, parse_url
+from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io.endpoint import Server, as_address
+from aiomas_ng._io.peer import Peers
+from aiomas_ng.cache import Cache
+from aiomas_ng.content import Coder
+from aiomas_ng.exceptions import ChannelClosedError, ClosedByUsError, ConnectError, DeserializationError
+from aiomas_ng.linkformat import Link, LinkFormat
+from aiomas_ng.local_queue import LocalQueue
+from aiomas_ng.message import Code, ContentFormat, Message
+from aiomas_ng.pipe import CURRENT_DRIVER, Pipe, run_driving_pipe
+from aiomas_ng.resource import Renderer
+from aiomas_ng.tokenmanager import TokenManager
+
+__all__ = [
+    "DEFAULT_PORT",
+    "BaseRequest",
+    "BaseUnicastRequest",
+    "BlockwiseRequest",
+    "ClientObservation",
+    "Context",
+    "Request",
+    "ServerObservation",
+    "States",
+]
+
+#: The port of CoAP, which a server listens at if it is not told otherwise.
+DEFAULT_PORT: Final = 5683
+
+#: Seconds for which a lost connection is tried again before an observation over it is given up.
+PATIENCE: Final = 60.0
+
+#: Seconds that :meth:`Context.shutdown` waits for handlers that were cancelled and do not end.
+SHUTDOWN_TIMEOUT: Final = 5.0
+
+#: Names that the option *transports* knows.
+TRANSPORTS: Final = (*PROTOCOLS, "tls")
+
+#: Names of the query parameters of a discovery whose names Python does not allow.
+CRITERIA: Final = {"if_": "if"}
+
+
+class Context:
+    """Where an application sends its requests from, and where those of others are answered.
+
+    Made by :meth:`create_client_context` or :meth:`create_server_context`; a container has one already.
+
+    Args:
+        loop: The event loop, by default the running one.
+        serversite: What answers requests, usually a :class:`~aiomas_ng.resource.Site`; ``None`` answers 4.04.
+            It can be set later.
+        loggername: Name of the logger.
+        client_credentials: :class:`~aiomas_ng.util.SSLCerts` or an :class:`ssl.SSLContext` for connections
+            that are opened; ``None`` for no TLS.
+        server_credentials: The same for connections that are accepted.
+        clock: What the ages of cached responses are measured with, by default real time.
+        cache: Where responses are kept while they are fresh; ``None`` for no cache.
+        codec: The codec of connections that are opened or accepted.
+        extra_serializers: Serializers of own types, as of :class:`~aiomas_ng.agent.Container`.
+        limits: Bounds of each connection.
+        patience: Seconds for which a lost connection is tried again before an observation over it is given
+            up.
+        shows_errors: Whether who requests something is told type and text of exceptions in handlers; else
+            these are only logged.
+        transports: Names of the transports that may be used: ``'tcp'``, ``'tls'``, ``'ipc'``, ``'local'``; by
+            default all.
+        peers: The connections of a container, to be used instead of own ones.
+        url: Base URL of that container.
+
+    Raises:
+        ValueError: *transports* has an unknown name.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop | None = None,
+        serversite: Renderer | None = None,
+        loggername: str = "coap",
+        client_credentials: Any = None,
+        server_credentials: Any = None,
+        *,
+        clock: clocks.BaseClock | None = None,
+        cache: Cache | None = None,
+        codec: Any = None,
+        extra_serializers: Iterable[Any] = (),
+        limits: Limits = DEFAULT_LIMITS,
+        patience: float = PATIENCE,
+        shows_errors: bool = False,
+        transports: Iterable[str] | None = None,
+        peers: Peers | None = None,
+        url: str | None = None,
+    ) -> None:
+        self.loop = loop or util.get_loop()
+        self.serversite = serversite
+        self._url = url
+        self.log = logging.getLogger(loggername)
+        self.client_credentials = client_credentials
+        self.server_credentials = server_credentials
+        self.clock = clock or clocks.AsyncioClock(self.loop)
+        self._cache: Cache | None = None
+        self.cache = cache
+        self.limits = limits
+        self.patience = patience
+        self.shows_errors = shows_errors
+        self.coder = Coder(extra_serializers)
+        self.tokenmanager = TokenManager(self)
+        self._transports = _check_transports(transports)
+        self._wire = {"codec": codec, "extra_serializers": tuple(extra_serializers), "limits": limits}
+        self._peers = peers or Peers(self.loop, self._open_connection)
+        self._has_own_peers = peers is None
+        self._servers: list[Server] = []
+        self._accepted: set[rpc.RpcClient] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        where = f" at {', '.join(self.urls)}" if self._servers else ""
+        return f"<{type(self).__name__}{where}{', closed' if self._is_closed else ''}>"
+
+    @property
+    def cache(self) -> Cache | None:
+        """Where responses are kept while they are fresh; ``None`` for no cache. It can be set at any time."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: Cache | None) -> None:
+        self._cache = cache
+        if cache is not None:
+            cache.use_clock(self.clock)
+
+    # Creation and end
+
+    @classmethod
+    async def create_client_context(
+        cls,
+        *,
+        loggername: str = "coap",
+        loop: asyncio.AbstractEventLoop | None = None,
+        transports: Iterable[str] | None = None,
+        **kwds: Any,
+    ) -> Self:
+        """Return a context that sends requests; it listens nowhere.
+
+        Args:
+            loggername: Name of the logger.
+            loop: The event loop, by default the running one.
+            transports: Names of the transports that may be used, see :class:`Context`.
+            **kwds: As for :class:`Context`.
+
+        Raises:
+            ValueError: *transports* has an unknown name.
+        """
+        return cls(loop, None, loggername, transports=transports, **kwds)
+
+    @classmethod
+    async def create_server_context(
+        cls,
+        site: Renderer | None,
+        bind: Any = None,
+        *,
+        loggername: str = "coap-server",
+        loop: asyncio.AbstractEventLoop | None = None,
+        _ssl_context: Any = None,
+        multicast: Iterable[Any] = (),
+        server_credentials: Any = None,
+        transports: Iterable[str] | None = None,
+        **kwds: Any,
+    ) -> Self:
+        """Return a context that answers requests, and may also send some.
+
+        Args:
+            site: What answers requests; ``None`` if that is to be set later (:attr:`serversite`).
+            bind: The address to listen at, as for :func:`aiomas_ng.channel.start_server`, or a list of
+                addresses; of ``(host, port)`` the port may be ``None`` for :data:`DEFAULT_PORT`. By default
+                all interfaces, at that port.
+            loggername: Name of the logger.
+            loop: The event loop, by default the running one.
+            _ssl_context: The same as *server_credentials*.
+            multicast: Has to be empty: there is no UDP here.
+            server_credentials: See :class:`Context`.
+            transports: Names of the transports that may be used, see :class:`Context`.
+            **kwds: As for :class:`Context`.
+
+        Raises:
+            MulticastNotSupported: *multicast* is not empty.
+            AddressInUseError: Somebody listens at the address already.
+            AddressError: *bind* is no address.
+            ValueError: *transports* has an unknown name, or not that of *bind*.
+        """
+        if multicast:
+            raise error.MulticastNotSupported(
+                "there is no multicast: messages travel over connections; use a directory to find others"
+            )
+        context = cls(
+            loop,
+            site,
+            loggername,
+            server_credentials=server_credentials or _ssl_context,
+            transports=transports,
+            **kwds,
+        )
+        try:
+            for addr in bind if isinstance(bind, list) else [bind]:
+                await context.listen(addr)
+        except BaseException:
+            await context.shutdown()
+            raise
+        return context
+
+    async def listen(self, addr: Any = None) -> Server:
+        """Accept connections at a further address, as *bind* of :meth:`create_server_context`.
+
+        Raises:
+            AddressInUseError, AddressError, ValueError: As for :meth:`create_server_context`.
+            LibraryShutdown: The context was shut down.
+        """
+        if self._is_closed:
+            raise _was_shut_down()
+        if addr is None:
+            addr = ("", DEFAULT_PORT)
+        elif isinstance(addr, tuple) and len(addr) == 2 and addr[1] is None:
+            addr = (addr[0], DEFAULT_PORT)
+        credentials = self.server_credentials
+        if isinstance(as_address(addr), LocalQueue):
+            credentials = None  # nothing leaves the process
+        if isinstance(addr, tuple) and addr[0] in util.WILDCARD_HOSTS and credentials is None:
+            self.log.warning("listening on all interfaces without TLS: whoever can reach %r can use it", addr)
+        ssl = util.as_ssl_context(credentials, is_server=True)
+        server = await channels.start_server(
+            addr, self._accept, loop=self.loop, start_serving=False, ssl=ssl, **self._wire
+        )
+        try:
+            self._check_transport(server.address, is_tls=ssl is not None)
+            await server.start_serving()
+            if self._is_closed:
+                raise _was_shut_down()
+        except BaseException:
+            server.close()
+            raise
+        self._servers.append(server)
+        return server
+
+    @property
+    def urls(self) -> list[str]:
+        """The base URLs that resources of this context can be reached at."""
+        own = [self._url] if self._url is not None else []
+        return own + [server.url for server in self._servers]
+
+    async def shutdown(self) -> None:
+        """Stop listening, end all requests in both directions, and close the connections; wait for the
+        handlers.
+
+        Requests of ours that wait fail with :exc:`~aiomas_ng.error.LibraryShutdown`, and the peers are told
+        to stop. Connections of a container stay open. Safe to be called twice, by several tasks, and from
+        within a handler.
+        """
+        self._is_closed = True
+        for server in self._servers:
+            server.close()
+        await self.tokenmanager.shutdown()
+        callers = (asyncio.current_task(), CURRENT_DRIVER.get())
+        tasks = [task for task in self._tasks if task not in callers]
+        for task in tasks:
+            if not task.cancelling():  # a second time would break into its cleaning up
+                task.cancel()
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT)
+            for task in pending:
+                self.log.warning("a handler goes on although its context was shut down: %r", task)
+        closing = [client.close() for client in list(self._accepted)]
+        if self._has_own_peers:
+            closing.append(self._peers.close())
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    # Connections
+
+    def attach(self, channel: channels.Channel, url: str | None = None) -> Remote:
+        """Exchange messages over *channel* from now on.
+
+        Args:
+            channel: A connection.
+            url: Base URL, where we have dialled it.
+        """
+        remote = Remote(channel, self.tokenmanager, url)
+        channel._serve_lane(remote)
+        self.tokenmanager.join(remote)
+        channel._when_lost(functools.partial(self._lost, remote))
+        return remote
+
+    def _lost(self, remote: Remote, reason: ChannelClosedError) -> None:
+        level = _get_level(reason) if remote.outgoing or remote.incoming else logging.DEBUG
+        self.log.log(level, "the connection to %s has ended: %s", remote.hostinfo, reason)
+        self.tokenmanager.dispatch_error(reason, remote)
+
+    def _accept(self, channel: channels.Channel) -> None:
+        # Whoever tries to call procedures here is told that there are none.
+        client = rpc.RpcClient(channel)
+        if self._is_closed:
+            channel._set_error(ClosedByUsError("the context was shut down"))
+            return
+        self._accepted.add(client)
+        channel._when_lost(lambda _: self._accepted.discard(client))
+        self.attach(channel)
+
+    async def _open_connection(self, address: Address, timeout: float | None) -> rpc.RpcClient:
+        tls = rpc.tls_for(address, util.as_ssl_context(self.client_credentials, is_server=False))
+        channel = await channels.open_connection(
+            address, timeout=timeout, loop=self.loop, **self._wire, **tls
+        )
+        client = rpc.RpcClient(channel)
+        client.url = address.url
+        self.attach(channel, address.url)
+        return client
+
+    def _check_transport(self, address: Address, is_tls: bool) -> None:
+        name = "tls" if is_tls and address.protocol == "tcp" else address.protocol
+        if name not in self._transports:
+            raise ValueError(
+                f"transport {name!r} of {address.url} is not among those chosen: {self._transports}"
+            )
+
+    async def resolve_remote(self, message: Message, timeout: float | None = 0) -> Remote:
+        """Return the connection that *message* goes to, after making one if need be.
+
+        Args:
+            message: Its remote is a connection, or an address (set by ``uri``).
+            timeout: Seconds to go on trying while nobody answers; 0 tries once.
+
+        Raises:
+            NetworkError: Nobody answers there, or the connection has ended.
+            ValueError: The message does not say where it goes, or its transport is not allowed.
+        """
+        remote = self._find_remote(message)
+        if remote is not None:
+            return remote
+        address: Address = message.remote
+        self._check_transport(address, is_tls=self.client_credentials is not None)
+        try:
+            client = await self._peers.get(address).connect(timeout)
+        except (ConnectError, ChannelClosedError) as failure:
+            if self._is_closed:
+                raise _was_shut_down() from failure
+            raise error.NetworkError(str(failure)) from failure
+        return self._get_remote(client.channel)
+
+    def _find_remote(self, message: Message) -> Remote | None:
+        """Return the connection that *message* goes to if it is there, ``None`` if it has to be made."""
+        if self._is_closed:
+            raise _was_shut_down()
+        remote = message.remote
+        if isinstance(remote, Remote):
+            if remote.is_closed:
+                raise error.NetworkError(f"the connection to {remote.hostinfo} has ended")
+            return remote
+        if not isinstance(remote, Address):
+            raise ValueError(f"{message!r} does not say where it goes: set its uri or remote")
+        channel = self._peers.get(remote).channel
+        return None if channel is None else self._get_remote(channel)
+
+    def _get_remote(self, channel: channels.Channel) -> Remote:
+        lane = channel._lane
+        return lane if isinstance(lane, Remote) else self.attach(channel)
+
+    async def find_remote_and_interface(self, message: Message) -> TokenManager:
+        """Set the remote of *message* to the connection that it goes to, made if need be; return what sends
+        it.
+
+        Raises:
+            NetworkError, ValueError: As for :meth:`resolve_remote`.
+        """
+        await self.tokenmanager.fill_or_recognize_remote(message)
+        return self.tokenmanager
+
+    # Requests of ours
+
+    def request(
+        self, request_message: Message, handle_blockwise: bool = True, *, timeout: float | None = None
+    ) -> Request:
+        """Send *request_message* and return the :class:`Request`, whose ``response`` is a future.
+
+        Args:
+            request_message: Its ``uri`` or ``remote`` says where it goes. With ``observe=0`` the resource is
+                observed, see :attr:`Request.observation`.
+            handle_blockwise: Whether bodies that are larger than a message are cut into blocks and put
+                together; otherwise the caller does that. It is also what a cache is used for.
+            timeout: Seconds for all of it; ``None`` for no limit.
+
+        Cancelling the response takes back the request, and stops the work at the peer. The response fails
+        with :exc:`~aiomas_ng.error.NetworkError` if there is no way to the peer, and with
+        :exc:`~aiomas_ng.error.RequestTimedOut` after the *timeout*.
+        """
+        if not isinstance(request_message, Message):
+            raise TypeError(f"a request must be a Message but is {request_message!r}")
+        if request_message.code is None or not request_message.code.is_request():
+            raise ValueError(
+                f"the code of a request must be a method, as GET, but is {request_message.code!r}"
+            )
+        message = request_message.copy()  # so that the caller can use its own again
+        if handle_blockwise:
+            return BlockwiseRequest(self, message, timeout=timeout)
+        pipe = Pipe(message, self.log)
+        request = Request(pipe, self.loop, self.log, timeout=timeout, reopener=self.get_reopener(message))
+        self.begin(pipe)
+        return request
+
+    def begin(self, pipe: Pipe) -> None:
+        """Send the request of *pipe*, after connecting if need be; what goes wrong goes into the pipe."""
+        try:
+            remote = self._find_remote(pipe.request)
+        except Exception as failure:
+            pipe.add_exception(failure)
+            return
+        if remote is not None:
+            pipe.request.remote = remote
+            self.tokenmanager.request(pipe)
+        else:
+            task = self.spawn(self._connect_and_request(pipe), pipe.add_exception)
+            pipe.on_interest_end(task.cancel)
+
+    async def _connect_and_request(self, pipe: Pipe) -> None:
+        pipe.request.remote = await self.resolve_remote(pipe.request)
+        self.tokenmanager.request(pipe)
+
+    def spawn(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        on_failure: Callable[[BaseException], object] | None = None,
+    ) -> asyncio.Task[Any]:
+        """Run *coroutine* in a task that ends with the context at the latest.
+
+        Args:
+            coroutine: What is to be run.
+            on_failure: Called with the exception that it ends with; with
+                :exc:`~aiomas_ng.error.LibraryShutdown` if it is cancelled because the context is shut down.
+                By default an exception is left to asyncio, which logs it.
+        """
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if on_failure is not None:
+            # Not from within the coroutine: one that is cancelled before it begins never runs.
+            task.add_done_callback(functools.partial(self._task_done, on_failure))
+        return task
+
+    def _task_done(self, on_failure: Callable[[BaseException], object], task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            failure = task.exception()
+            if failure is not None:
+                on_failure(failure)
+        elif self._is_closed:
+            on_failure(_was_shut_down())
+
+    def get_reopener(self, message: Message) -> Reopener | None:
+        """Return what registers the observation of *message* anew when its connection was lost; ``None`` if
+        there is
+        no observation, or nobody knows where the peer could be reached."""
+        if message.opt.observe != 0:
+            return None
+        remote = message.remote
+        if isinstance(remote, Remote) and remote.url:
+            remote = parse_url(remote.url)[0]
+        return Reopener(self, remote) if isinstance(remote, Address) else None
+
+    def get_cache_name(self, message: Message) -> str | None:
+        """Return what a cache knows the server of *message* by; ``None`` for one that is not cached."""
+        remote = message.remote
+        return remote.url if isinstance(remote, Remote | Address) else None
+
+    # Requests of others
+
+    def render_to_pipe(self, pipe: Pipe) -> None:
+        """Let the site answer the request of *pipe*, in a task; what goes wrong becomes an unsuccessful
+        response."""
+        inner = RenderPipe(pipe, self)
+        run_driving_pipe(inner, self._render(inner), tasks=self._tasks)
+
+    async def _render(self, pipe: Pipe) -> None:
+        request = pipe.request
+        opt = request.opt
+        site = self.serversite
+        if self._is_closed:
+            raise error.ServiceUnavailable("shutting down")
+        unknown = opt.unknown_critical()
+        if unknown:
+            raise error.BadOption(f"unknown or malformed critical options: {', '.join(map(str, unknown))}")
+        if opt.proxy_uri is not None or opt.proxy_scheme is not None:
+            raise error.ProxyingNotSupported("this server forwards only what lies below a path of its own")
+        if site is None:
+            raise error.NotFound("there are no resources here")
+        if (opt.block1 is not None or opt.block2 is not None) and await site.needs_blockwise_assembly(
+            request
+        ):
+            found = find_body(request, self)
+            if found is not None:
+                pipe.add_response(found, is_last=True)
+                return
+            pipe.request = assemble(request, self)
+        await site.render_to_pipe(pipe)
+
+    # Values instead of messages
+
+    async def get(
+        self, url: str, *, accept: int | None = None, timeout: float | None = None, **options: Any
+    ) -> Any:
+        """Return the state of the resource at *url*, decoded by its content format.
+
+        Args:
+            url: ``tcp://host:port/agent/resource?query``, ``ipc://[path]/agent/resource``, …
+            accept: The content format wanted; by default the server chooses.
+            timeout: Seconds to wait; ``None`` for no limit.
+            **options: Further options of the request, by name.
+
+        Raises:
+            ResponseWrappingError: The server says no; ``code`` says why, 4.04 for example.
+            NetworkError: There is no way to the server, or the connection was lost.
+            RequestTimedOut: It took too long (a ``TimeoutError``).
+            DeserializationError: What came cannot be decoded.
+
+        Cancelling it is safe and stops the work at the server.
+        """
+        return await self._do(Message(Code.GET, uri=url, accept=accept, **options), timeout)
+
+    async def put(
+        self,
+        url: str,
+        value: Any,
+        *,
+        content_format: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Set the state of the resource at *url* to *value*; return what the server answers, ``None`` for
+        nothing.
+
+        Args:
+            url: As for :meth:`get`.
+            value: Anything that the content format can carry.
+            content_format: By default text for a string, octets for bytes, else JSON.
+            timeout: Seconds to wait; ``None`` for no limit.
+            **options: Further options of the request, by name, such as ``if_match``.
+
+        Raises:
+            SerializationError: *value* does not fit the format.
+            ResponseWrappingError, NetworkError, RequestTimedOut, DeserializationError: As for :meth:`get`.
+        """
+        return await self._do(self._encode(Code.PUT, url, value, content_format, options), timeout)
+
+    async def post(
+        self,
+        url: str,
+        value: Any = None,
+        *,
+        content_format: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Let the resource at *url* process *value*; return what it answers, ``None`` for nothing.
+
+        Args and errors are as for :meth:`put`; without a value, nothing is sent along.
+        """
+        return await self._do(self._encode(Code.POST, url, value, content_format, options), timeout)
+
+    async def delete(self, url: str, *, timeout: float | None = None, **options: Any) -> Any:
+        """Delete the resource at *url*; return what the server answers, ``None`` for nothing.
+
+        Args and errors are as for :meth:`get`.
+        """
+        return await self._do(Message(Code.DELETE, uri=url, **options), timeout)
+
+    def observe(
+        self, url: str, *, accept: int | None = None, timeout: float | None = None, **options: Any
+    ) -> States:
+        """Return an iterator over the states of the resource at *url*, from the present one on.
+
+        Who iterates slowly gets the latest state and not each. Leaving the iteration ends the observation, at
+        the
+        server too: at once at the end of ``async with``, else as soon as the iterator is dropped. A
+        connection that is lost is made anew.
+
+        Args:
+            url: As for :meth:`get`.
+            accept: As for :meth:`get`.
+            timeout: Seconds to wait for the first state; ``None`` for no limit.
+            **options: Further options of the request, by name.
+
+        The iteration raises what :meth:`get` does, :exc:`~aiomas_ng.error.NotObservable` after the first
+        state of a resource that cannot be observed, and :exc:`~aiomas_ng.error.ObservationCancelled` if the
+        server ends it.
+        """
+        message = Message(Code.GET, uri=url, accept=accept, observe=0, **options)
+        return States(self.request(message, timeout=timeout), self.coder)
+
+    async def discover(self, *urls: str, timeout: float | None = None, **criteria: Any) -> list[Link]:
+        """Ask the servers or agents at *urls* for links to their resources that meet all *criteria*.
+
+        Args:
+            *urls: Base URLs of containers, ``tcp://host:port/``, or URLs of agents, for theirs alone.
+            timeout: Seconds to wait for each; ``None`` for no limit.
+            **criteria: Attributes of the links, for example ``rt="energy.soc"``; an asterisk at the end
+                stands for any text. ``if_`` stands for ``if``.
+
+        Returns:
+            The links, with URLs in ``href`` that :meth:`get` takes.
+
+        Raises:
+            ResponseWrappingError, NetworkError, RequestTimedOut: As for :meth:`get`, from any of the servers.
+            DeserializationError: An answer is no list of links.
+        """
+        query = tuple(f"{CRITERIA.get(name, name)}={value}" for name, value in criteria.items())
+        tasks = [self.loop.create_task(self._discover_at(url, query, timeout)) for url in urls]
+        try:
+            found = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:  # for gather leaves them alone when one has failed
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        return [link for links in found for link in links]
+
+    async def _discover_at(self, url: str, query: tuple[str, ...], timeout: float | None) -> LinkFormat:
+        message = Message(
+            Code.GET,
+            uri=f"{url.rstrip('/')}/.well-known/core",
+            accept=int(ContentFormat.LINK_FORMAT),
+            uri_query=query,
+        )
+        response = await self.request(message, timeout=timeout).response_raising
+        try:
+            return linkformat.parse(response.payload).resolve(url)
+        except ValueError as failure:
+            raise DeserializationError(f"{url} has not answered with a list of links: {failure}") from failure
+
+    def _encode(
+        self, code: Code, url: str, value: Any, content_format: int | None, options: dict[str, Any]
+    ) -> Message:
+        if value is None and content_format is None and code == Code.POST:
+            return Message(code, uri=url, **options)
+        payload, content_format = self.coder.encode(value, content_format)
+        return Message(code, payload, url, content_format=content_format, **options)
+
+    async def _do(self, message: Message, timeout: float | None) -> Any:
+        response = await self.request(message, timeout=timeout).response_raising
+        return decode(response, self.coder)
+
+
+def _was_shut_down() -> error.LibraryShutdown:
+    return error.LibraryShutdown("the context was shut down")
+
+
+def _get_level(reason: ChannelClosedError) -> int:
+    """Return the level at which the end of a connection in use is logged.
+
+    That by us, or in good order by the peer, is to be expected.
+    """
+    is_irregular = reason.__cause__ is not None or "in the middle of a frame" in reason.reason
+    return logging.ERROR if is_irregular else logging.INFO
+
+
+def _check_transports(transports: Iterable[str] | None) -> tuple[str, ...]:
+    if transports is None:
+        return TRANSPORTS
+    names = tuple(transports)
+    for name in names:
+        if name not in TRANSPORTS:
+            raise ValueError(f"there is no transport {name!r} here; what is: {', '.join(TRANSPORTS)}")
+    return names
