@@ -18,17 +18,19 @@ import contextvars
 import inspect
 import logging
 import socket
-import ssl as sslmod
-from collections.abc import Coroutine
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, overload
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
 from aiomas_ng import channel, clocks, local_queue, rpc, util
+from aiomas_ng._coap.agent_states import BoundState, State, get_states, state
+from aiomas_ng._coap.container_site import AgentSite, ContainerSite
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
+from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import (
     AgentIdError,
     AgentNotFoundError,
@@ -36,29 +38,22 @@ from aiomas_ng.exceptions import (
     ConnectError,
     RemoteLookupError,
 )
+from aiomas_ng.forwarding import Forwarder
+from aiomas_ng.pipe import CURRENT_DRIVER
+from aiomas_ng.protocol import Context
+from aiomas_ng.util import WILDCARD_HOSTS, SSLCerts
 
-__all__ = ["Agent", "Container", "SSLCerts"]
+__all__ = ["Agent", "BoundState", "Container", "SSLCerts", "State", "state"]
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a container which was connected to is given to say whether it has an agent.
 ANSWER_TIMEOUT: Final = 30.0
 
-#: Hosts that stand for all interfaces; agents' addresses then have the machine's own name.
-WILDCARD_HOSTS: Final = (None, "", "::", "0.0.0.0")
-
 #: Whether the running code is a hook of an agent, for which a shutdown may be waiting.
 IS_IN_HOOK: contextvars.ContextVar[bool] = contextvars.ContextVar("IS_IN_HOOK", default=False)
 
 T = TypeVar("T")
-
-
-class SSLCerts(NamedTuple):
-    """Names of the PEM files for mutual TLS: the CA's certificate, our certificate, our private key."""
-
-    cafile: str
-    certfile: str
-    keyfile: str
 
 
 def _get_base_url(addr: Any) -> str:
@@ -70,23 +65,6 @@ def _get_base_url(addr: Any) -> str:
         return Address("ipc", target).url
     host, port = target
     return tcp_url(socket.getfqdn() if host in WILDCARD_HOSTS else host, port)
-
-
-def _make_ssl_contexts(ssl: Any) -> tuple[sslmod.SSLContext | None, sslmod.SSLContext | None]:
-    """Return the contexts of the server and of the clients.
-
-    Raises:
-        TypeError: *ssl* is neither :class:`SSLCerts` nor two contexts.
-    """
-    if ssl is None:
-        return None, None
-    if isinstance(ssl, SSLCerts):
-        return util.make_ssl_server_context(*ssl), util.make_ssl_client_context(*ssl)
-    if isinstance(ssl, tuple) and len(ssl) == 2 and all(isinstance(ctx, sslmod.SSLContext) for ctx in ssl):
-        return ssl
-    raise TypeError(
-        f"ssl must be SSLCerts, or two ssl.SSLContext (for the server, for the clients), but is {ssl!r}"
-    )
 
 
 def _block(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None) -> T:
@@ -199,7 +177,7 @@ class Container:
         ssl: Any,
         limits: Limits,
     ) -> Self:
-        server_ssl, client_ssl = _make_ssl_contexts(ssl)
+        server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
             "codec": codec or channel.DEFAULT_CODEC,
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
@@ -246,6 +224,19 @@ class Container:
         self._starting: dict[str, asyncio.Task[None]] = {}  # runs of on_ready
         #: The agents; ``agents.dict`` has them by id.
         self.agents = rpc.ServiceDict()
+        self._site = ContainerSite(self.agents.dict, self._get_coder)
+        self._context = Context(
+            loop,
+            self._site,
+            __name__,
+            client_credentials=connect_kwargs.get("ssl"),
+            clock=clock,
+            codec=connect_kwargs.get("codec"),
+            extra_serializers=connect_kwargs.get("extra_serializers") or (),
+            limits=connect_kwargs.get("limits", DEFAULT_LIMITS),
+            peers=self._peers,
+            url=base_url,
+        )
         self.router.adopt()  # so that the agents have their paths, whether we serve already or not
 
     def __str__(self) -> str:
@@ -260,6 +251,51 @@ class Container:
     def clock(self) -> clocks.BaseClock:
         """The agents' clock."""
         return self._clock
+
+    @property
+    def context(self) -> Context:
+        """Sends requests to the resources of all agents, in this container or another one:
+        ``await container.context.get(url)``."""
+        return self._context
+
+    @property
+    def site(self) -> ContainerSite:
+        """The root of the resources that can be reached at this container; the site of each agent lies below
+        its id."""
+        return self._site
+
+    def get_site(self, agent: Agent | str) -> AgentSite:
+        """Return the site of an agent, given itself or its id, to add resources to it.
+
+        Raises:
+            AgentNotFoundError: There is no such agent here.
+        """
+        aid = _get_aid(agent)
+        site = self._site.get_agent_site(aid)
+        if site is None or (site.agent is not agent and agent is not aid):
+            raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
+        return site
+
+    def mount(self, path: Sequence[str] | str, url: str, *, timeout: float | None = None) -> None:
+        """Let the resources of another container be reached through this one.
+
+        ``container.site.remove_resource(path)`` takes it back.
+
+        Args:
+            path: Where, below the base URL of this container.
+            url: Base URL of the other one, or of an agent there.
+            timeout: Seconds that the other one has to answer; ``None`` leaves it to who asks.
+
+        Raises:
+            AddressError: *url* is none.
+        """
+        self._site.add_resource(path, Forwarder(self._context, url, name=self._base_url, timeout=timeout))
+
+    def _get_coder(self) -> Coder:
+        return self._context.coder
+
+    def _state_changed(self, agent: Agent, path: tuple[str, ...]) -> None:
+        self._site.notify(_get_aid(agent), agent, path)
 
     def set_server(self, server: Server) -> None:
         """Set the server that the agents are reached at; done by :meth:`create`.
@@ -335,12 +371,13 @@ class Container:
         Raises:
             AgentNotFoundError: There is no such agent here.
         """
-        aid = agent if isinstance(agent, str) else agent.addr.rpartition("/")[2]
+        aid = _get_aid(agent)
         found = self.agents.dict.get(aid)
         if found is None or (found is not agent and agent is not aid):
             raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
         del self.agents.dict[aid]
         self.agents.router.unset_sub_router(aid)
+        self._site.remove_agent(aid)
         await self._stop_agent(aid, found)
 
     @overload
@@ -367,7 +404,8 @@ class Container:
         if server is not None:
             server.close()
         if self._shutdown_end is not None:
-            if CURRENT_JOB.get() is None and not IS_IN_HOOK.get():  # else the other caller may wait for us
+            is_in_handler = CURRENT_JOB.get() is not None or CURRENT_DRIVER.get() is not None
+            if not is_in_handler and not IS_IN_HOOK.get():  # else the other caller may wait for us
                 await asyncio.shield(self._shutdown_end)
             return
         self._shutdown_end = self._loop.create_future()
@@ -384,7 +422,9 @@ class Container:
             # All at once: if we are in a handler, the end of one of two connected ends must not cancel it
             # through the other one.
             closing = [client.close() for client in self._connections]
-            await asyncio.gather(*closing, self._peers.close(), return_exceptions=True)
+            await asyncio.gather(
+                self._context.shutdown(), *closing, self._peers.close(), return_exceptions=True
+            )
 
     # Connections
 
@@ -421,6 +461,7 @@ class Container:
 
     def _add_connection(self, client: rpc.RpcClient) -> None:
         self._connections.add(client)
+        self._context.attach(client.channel, client.url)
         client.channel._when_lost(lambda _: self._connections.discard(client))
 
     # Agents
@@ -472,7 +513,7 @@ class Container:
 
     async def _wait_ready(self, agent: Agent) -> None:
         """Wait until the agent's :meth:`Agent.on_ready` has ended."""
-        ready = self._ready.get(agent.addr.rpartition("/")[2])
+        ready = self._ready.get(_get_aid(agent))
         if ready is not None:
             await asyncio.shield(ready)
 
@@ -497,6 +538,17 @@ class Container:
             IS_IN_HOOK.reset(token)
 
 
+def _get_aid(agent: Agent | str) -> str:
+    return agent if isinstance(agent, str) else agent.addr.rpartition("/")[2]
+
+
+class _SiteOfAgent:
+    """The site of an agent as its attribute, which a subclass or an instance may use for something else."""
+
+    def __get__(self, agent: Agent | None, owner: type) -> Any:
+        return self if agent is None else agent.container.get_site(agent)
+
+
 class Agent:
     """Base of all agents.
 
@@ -511,6 +563,14 @@ class Agent:
     """
 
     router = rpc.Service()
+
+    #: The agent's resources, an :class:`~aiomas_ng.resource.Site`: those declared with :func:`state`, and
+    #: those added by ``self.site.add_resource(path, resource)``.
+    site = _SiteOfAgent()
+
+    def __init_subclass__(cls, **kwds: Any) -> None:
+        super().__init_subclass__(**kwds)
+        get_states(cls)  # raises an error now, and not when the first agent is asked for its state
 
     def __init__(self, container: Container, *, aid: str | None = None) -> None:
         if not isinstance(container, Container):

@@ -1,0 +1,117 @@
+"""The site of a container: below the id of each agent lies the agent's own site.
+
+A site of an agent is made when it is first asked for, so that agents whose resources nobody uses cost
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiomas_ng._coap.agent_states import describe_states, get_states, make_resource
+from aiomas_ng.content import Coder
+from aiomas_ng.error import NotFound
+from aiomas_ng.linkformat import LinkFormat
+from aiomas_ng.resource import ObservableResource, Site, WKCResource
+
+if TYPE_CHECKING:
+    from aiomas_ng.agent import Agent
+
+__all__ = ["AgentSite", "ContainerSite"]
+
+WELL_KNOWN_CORE = (".well-known", "core")
+
+
+class AgentSite(Site):
+    """The resources of one agent: those declared on its class, and those that were added.
+
+    Args:
+        agent: The agent.
+        coder: Encodes and decodes values.
+    """
+
+    def __init__(self, agent: Agent, coder: Coder) -> None:
+        super().__init__()
+        self._own_list = WKCResource(self.get_resources_as_linkheader)
+        self.agent = agent
+        for path, declaration in get_states(type(agent)).items():
+            self.add_resource(path, make_resource(declaration, agent, coder))
+
+    def find(self, path: tuple[str, ...]) -> tuple[Any, int]:
+        """Return what answers for *path*; every agent also has a list of its resources."""
+        if path == WELL_KNOWN_CORE and path not in self._resources:
+            return self._own_list, len(path)
+        return super().find(path)
+
+    def notify(self, path: tuple[str, ...]) -> None:
+        """The state at *path* has changed."""
+        resource = self._resources.get(path)
+        if isinstance(resource, ObservableResource):
+            resource.updated_state()
+
+
+class ContainerSite(Site):
+    """The root site of a container.
+
+    Args:
+        agents: The agents, by id.
+        get_coder: Returns what encodes and decodes values.
+    """
+
+    def __init__(self, agents: Mapping[str, Agent], get_coder: Callable[[], Coder]) -> None:
+        super().__init__()
+        self._agents = agents
+        self._get_coder = get_coder
+        self._sites: dict[str, AgentSite] = {}
+        self._own_list = WKCResource(self.get_resources_as_linkheader)
+
+    def get_agent_site(self, aid: str) -> AgentSite | None:
+        """Return the site of the agent *aid*, made now if need be; ``None`` if there is no such agent."""
+        site = self._sites.get(aid)
+        if site is None:
+            agent = self._agents.get(aid)
+            if agent is None:
+                return None
+            site = self._sites[aid] = AgentSite(agent, self._get_coder())
+        return site
+
+    def find(self, path: tuple[str, ...]) -> tuple[Any, int]:
+        """Return what answers for *path*: what was added to this site, or the site of an agent."""
+        if path == WELL_KNOWN_CORE and path not in self._resources:
+            return self._own_list, len(path)
+        site = self.get_agent_site(path[0]) if len(path) > 1 else None
+        if site is None:
+            return super().find(path)
+        try:
+            found, depth = super().find(path)
+        except NotFound:
+            return site, 1
+        return (found, depth) if depth > 1 else (site, 1)
+
+    def notify(self, aid: str, agent: Agent, path: tuple[str, ...]) -> None:
+        """The state of an agent has changed."""
+        site = self._sites.get(aid)
+        if site is not None and site.agent is agent:
+            site.notify(path)
+
+    def remove_agent(self, aid: str) -> None:
+        """The agent is gone: end the observations of its resources."""
+        site = self._sites.pop(aid, None)
+        if site is not None:
+            site.close_observations()
+
+    def get_resources_as_linkheader(self) -> LinkFormat:
+        """Return links to all resources of all agents, and to what was added to this site."""
+        links = list(super().get_resources_as_linkheader())
+        of_class: dict[type, LinkFormat] = {}  # there may be many agents of few classes
+        for aid, agent in self._agents.items():
+            site = self._sites.get(aid)
+            if site is not None:
+                below = site.get_resources_as_linkheader()
+            else:
+                cls = type(agent)
+                found = of_class.get(cls)
+                below = found if found is not None else of_class.setdefault(cls, describe_states(cls))
+            links.extend(below.prefixed((aid,)))
+        return LinkFormat(links)
