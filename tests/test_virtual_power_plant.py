@@ -22,14 +22,18 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 import aiomas_ng
+from aiomas_ng import directory as directories
+from aiomas_ng.error import ResponseWrappingError
+from aiomas_ng.exceptions import ProcessError
 from examples.virtual_power_plant import __main__ as command
-from examples.virtual_power_plant import timeline
+from examples.virtual_power_plant import monitor, timeline
 from examples.virtual_power_plant.batteries import Battery
 from examples.virtual_power_plant.controller import EVENING, Controller
 from examples.virtual_power_plant.market import award, divide
-from examples.virtual_power_plant.messages import SERIALIZERS, Offer, Report
+from examples.virtual_power_plant.messages import SERIALIZERS, STATE_OF_CHARGE, Offer, Report
 from examples.virtual_power_plant.portfolio import Scenario
 from examples.virtual_power_plant.simulation import Figures, Result, simulate
 from examples.virtual_power_plant.storage import SMALLEST_POWER, Storage, StorageData
@@ -489,16 +493,230 @@ async def test_controller_refuses_plants_of_another_hour() -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_container() -> Any:
+async def open_container(addr: Any = ("127.0.0.1", 0)) -> Any:
     """Open a container whose clock stands one hour before the week begins."""
     clock = aiomas_ng.ExternalClock(timeline.WEEK_START, init_time=-3600)
     container = await aiomas_ng.Container.create(
-        ("127.0.0.1", 0), clock=clock, extra_serializers=SERIALIZERS, as_coro=True
+        addr, clock=clock, extra_serializers=SERIALIZERS, as_coro=True
     )
     try:
         yield container
     finally:
         await container.shutdown(as_coro=True)
+
+
+# -- States of charge, observed --------------------------------------------------------------------
+
+DATA = {"capacity": 100.0, "max_power": 50.0, "efficiency": 0.9}
+
+
+class BrightPlant(aiomas_ng.Agent):
+    """A plant that could always feed in 30 kW."""
+
+    has_shared = False
+
+    @aiomas_ng.expose
+    def report(self) -> Report:
+        """Report about the present hour."""
+        return Report(self.container.clock.time(), 30.0)
+
+    @aiomas_ng.expose
+    def share_surplus(self, stored: float, curtailed: float) -> None:
+        """Take note of it."""
+        self.has_shared = True
+
+
+class HesitantBattery(Battery):
+    """A battery whose state of charge is shown when the test lets it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.may_show = asyncio.Event()
+        self.may_show.set()
+
+    @aiomas_ng.state(rt=STATE_OF_CHARGE)
+    async def soc(self) -> float:
+        """Return the state of charge when it may be shown."""
+        await self.may_show.wait()
+        return self._storage.soc
+
+
+class BrokenMeter(Battery):
+    """A battery that does not show what it is charged with."""
+
+    @aiomas_ng.state(rt=STATE_OF_CHARGE)
+    def soc(self) -> float:
+        """Return what is true at first."""
+        return self._first_energy / 100
+
+
+@contextlib.asynccontextmanager
+async def open_plant(battery_class: type[Battery], addrs: Callable[[], Any]) -> Any:
+    """Open a container with a directory, a controller and a bright plant, and another one with a battery.
+
+    Yields:
+        The proxy of the controller, its address, the plant and the battery.
+    """
+    async with open_container(addrs()) as here, open_container(addrs()) as there:
+        directory = directories.Directory(here)
+        battery = await battery_class.create(there, "battery-01", DATA, directory.addr)
+        plant = BrightPlant(here)
+        controller = await Controller.create(here, 10.0, [plant.addr], [battery.addr], directory.addr)
+        yield await here.connect(controller.addr), controller.addr, plant, battery
+
+
+async def test_state_of_charge_is_a_resource(transport: Any) -> None:
+    """What is got from the resource, and what an observer is notified of, is the state of charge to the last
+    digit."""
+    async with open_container(transport.address()) as here, open_container(transport.address()) as there:
+        directory = directories.Directory(here)
+        battery = await Battery.create(there, "battery-01", DATA, directory.addr)
+        async with here.context.observe(f"{battery.addr}/soc") as states:
+            assert await anext(states) == 0.05
+            told = battery.charge(1 / 3)
+            assert await anext(states) == told / 100 == battery.soc()
+            told = battery.discharge(1 / 7)
+            assert await anext(states) == told / 100 == await here.context.get(f"{battery.addr}/soc")
+
+
+async def test_all_batteries_of_a_container_are_registered_once() -> None:
+    """Batteries that are made at the same time are found in the directory, all of them under one registration
+    of their container; when the container has shut down, they are no longer found."""
+    async with open_container() as here:
+        url = directories.Directory(here).addr
+        async with open_container() as there:
+            names = [f"battery-{number:02}" for number in range(1, 6)]
+            batteries = await asyncio.gather(*(Battery.create(there, name, DATA, url) for name in names))
+            links = await directories.lookup(here.context, url, rt=STATE_OF_CHARGE)
+            assert sorted(link.href for link in links) == [f"{battery.addr}/soc" for battery in batteries]
+            assert len(await directories.lookup_endpoints(here.context, url)) == 1
+        assert await directories.lookup(here.context, url, rt=STATE_OF_CHARGE) == []
+
+
+async def test_battery_without_directory_is_an_error() -> None:
+    """Where a battery cannot be registered, whoever makes it is told so."""
+    async with open_container() as here, open_container() as there:
+        plant = BrightPlant(here)  # which is no directory
+        with pytest.raises(ResponseWrappingError, match=r"4\.04"):
+            await Battery.create(there, "battery-01", DATA, plant.addr)
+
+
+@pytest.mark.parametrize("has_directory", [True, False])
+async def test_controller_refuses_batteries_that_are_not_registered(has_directory: bool) -> None:
+    """A controller that cannot observe each battery is not made, and the error says which battery it is."""
+    async with open_container() as here:
+        battery = Battery(here, "battery-01", DATA)
+        url = directories.Directory(here).addr if has_directory else None
+        with pytest.raises(LookupError, match=r"tcp://.*/battery-01"):
+            await Controller.create(here, 10.0, [], [battery.addr], url)
+
+
+async def test_hour_ends_when_the_state_was_seen(transport: Any) -> None:
+    """An hour does not end before the controller has seen the state that the hour has brought about."""
+    async with open_plant(HesitantBattery, transport.address) as (controller, addr, plant, battery):
+        assert (await controller.balance()).charged == 20.0
+        battery.may_show.clear()
+        plant.has_shared = False
+        balancing = asyncio.ensure_future(controller.balance())
+        await wait_until(lambda: plant.has_shared)  # the last call of the hour
+        for _ in range(3):
+            await controller.count_calls()
+        assert not balancing.done()
+        battery.may_show.set()
+        hour = await balancing
+        assert hour.stored == battery.get_account().stored == pytest.approx(5 + 2 * 20 * 0.9)
+        assert await battery.container.context.get(f"{addr}/states") == 3
+
+
+async def test_state_that_does_not_agree_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If what is seen of a battery is not what it tells, the hour ends with an error with both numbers."""
+    monkeypatch.setattr(monitor, "LONGEST_WAIT", 0.05)
+    async with open_plant(BrokenMeter, lambda: ("127.0.0.1", 0)) as (controller, *_):
+        with pytest.raises(aiomas_ng.RemoteException) as caught:
+            await controller.balance()
+    assert "/battery-01/soc is 0.05, but what its battery has told makes 0.23" in caught.value.message
+
+
+async def test_death_of_a_battery_is_noticed_while_waiting(transport: Any) -> None:
+    """If the container of a battery ends before its state was seen, the hour ends at once, with an error that
+    names the battery."""
+    async with open_plant(HesitantBattery, transport.address) as (controller, _, plant, battery):
+        battery.may_show.clear()
+        balancing = asyncio.ensure_future(controller.balance())
+        await wait_until(lambda: plant.has_shared)
+        await battery.container.shutdown(as_coro=True)
+        with pytest.raises(aiomas_ng.RemoteException, match=r"battery-01/soc cannot be observed any more: "):
+            await balancing
+
+
+async def test_lost_battery_is_not_waited_for(transport: Any) -> None:
+    """If the connection to a battery breaks before its state was seen, the hour ends at once, with an error
+    that names the battery; no attempt is made to observe it again."""
+    async with open_plant(HesitantBattery, transport.address) as (controller, _, plant, battery):
+        battery.may_show.clear()
+        balancing = asyncio.ensure_future(controller.balance())
+        await wait_until(lambda: plant.has_shared)
+        for client in list(battery.container._connections):
+            await client.close()
+        with pytest.raises(aiomas_ng.RemoteException, match=r"battery-01/soc cannot be observed any more: "):
+            await balancing
+
+
+@needs_pvlib
+async def test_observations_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the run lasts, the controller observes each battery; after it nobody does, and no battery is
+    registered."""
+    batteries: list[Battery] = []
+    create = Battery.__init__
+
+    def collect(self: Battery, *args: Any) -> None:
+        create(self, *args)
+        batteries.append(self)
+
+    def count_observers() -> list[int]:
+        resources = [battery.site.find(("soc",))[0] for battery in batteries]
+        return [resource.observation_count for resource in resources]
+
+    monkeypatch.setattr(Battery, "__init__", collect)
+    seen: list[list[int]] = []
+    await simulate(Scenario(days=1, plants=3, batteries=2), "local", lambda _: seen.append(count_observers()))
+    assert seen == [[1, 1]] * 24
+    assert count_observers() == [0, 0]
+
+
+@needs_pvlib
+async def test_each_change_is_observed_on_every_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller sees the first state of each battery and every change of it, neither more nor less, in
+    one process or in three; and the figures are the same."""
+    scenario = Scenario(days=1, plants=3, batteries=4)
+    changes: list[float] = []
+    charge, discharge = Storage.charge, Storage.discharge
+    monkeypatch.setattr(Storage, "charge", lambda self, power: changes.append(power) or charge(self, power))
+    monkeypatch.setattr(
+        Storage, "discharge", lambda self, power: changes.append(power) or discharge(self, power)
+    )
+    here = await simulate(scenario, "local")
+    assert len(changes) > 10
+    assert here.states == 4 + len(changes)
+    for transport in ("ipc", "tcp"):
+        result = await simulate(scenario, transport)
+        assert result.states == here.states
+        assert result.figures.fingerprint == here.figures.fingerprint
+
+
+@needs_pvlib
+@pytest.mark.parametrize(("transport", "number"), [("tcp", 0), ("ipc", 1), ("tcp", 2)])
+async def test_dead_container_is_named(transport: Any, number: int) -> None:
+    """Whichever container dies, that of the controller or one with a battery only, the run ends with an error
+    that says which one it was, and how it ended."""
+
+    def kill_at_noon(hour: Any) -> None:
+        if hour.time == 12 * 3600:
+            psutil.Process().children()[number].kill()
+
+    pattern = rf"^the container process at {transport}://\S+ has died \(exit code -9\)$"
+    with pytest.raises(ProcessError, match=pattern):
+        await simulate(SCENARIO, transport, kill_at_noon)
 
 
 # -- Time and portfolio ----------------------------------------------------------------------------
@@ -595,7 +813,7 @@ def test_command_runs_in_three_processes(tmp_path: Path, arun: Callable[..., Any
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 plants and 4 batteries in three processes (tcp), 1 day from 10 June." in done.stdout
-    for text in ("plant-03", "of it stored", "curtailed", "battery-04", "Calls:", "per second"):
+    for text in ("plant-03", "of it stored", "curtailed", "battery-04", "Calls:", "per second", "Seen:"):
         assert text in done.stdout
     expected = arun(simulate(Scenario(days=1, plants=3), "local")).figures
     assert f"{expected.calls:,}" in done.stdout
@@ -628,14 +846,23 @@ def test_tables_without_batteries(figures: Figures) -> None:
     assert "Batteries" not in print_to_text(SCENARIO, dataclasses.replace(figures, batteries=[]))
 
 
-def print_to_text(scenario: Scenario, figures: Figures) -> str:
+@needs_demo
+def test_observed_states_are_counted_in_words(figures: Figures) -> None:
+    """Below the tables stands how many states of charge were observed, of how many batteries; without
+    batteries there is no such line."""
+    text = print_to_text(SCENARIO, figures, states=1234)
+    assert "Seen:   1,234 states of charge, live; batteries found in the directory: 3." in text.splitlines()
+    assert "Seen:" not in print_to_text(SCENARIO, dataclasses.replace(figures, batteries=[]))
+
+
+def print_to_text(scenario: Scenario, figures: Figures, states: int = 0) -> str:
     """Return what is printed on a terminal of the usual width."""
     from rich.console import Console
 
     from examples.virtual_power_plant.report import print_result
 
     file = io.StringIO()
-    print_result(Console(file=file, width=80), scenario, Result(figures, 1.0, 1000.0))
+    print_result(Console(file=file, width=80), scenario, Result(figures, 1.0, 1000.0, states))
     return file.getvalue()
 
 

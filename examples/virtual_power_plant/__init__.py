@@ -7,6 +7,7 @@ modules, in the order in which they are best read:
 * :mod:`.messages`: what agents send each other, beyond numbers.
 * :mod:`.storage` and :mod:`.batteries`: the physics of a battery, and the agent around it.
 * :mod:`.photovoltaics` and :mod:`.plants`: the power of a plant by weather data, and the agent around it.
+* :mod:`.herald` and :mod:`.monitor`: how states of charge are registered at a directory, found and observed.
 * :mod:`.market` and :mod:`.controller`: who gets how much, and the agent that sees to it.
 * :mod:`.calls`: counting of calls.
 * :mod:`.portfolio`, :mod:`.containers`, :mod:`.simulation`: what is simulated, where it runs, and the run.

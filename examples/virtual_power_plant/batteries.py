@@ -1,9 +1,10 @@
-"""Batteries as agents: they make offers, do as they were awarded, and keep account."""
+"""Batteries as agents: they make offers, do as they were awarded, keep account, and can be watched."""
 
 from __future__ import annotations
 
 import aiomas_ng
-from examples.virtual_power_plant.messages import BatteryAccount, Offer
+from examples.virtual_power_plant.herald import Herald
+from examples.virtual_power_plant.messages import STATE_OF_CHARGE, BatteryAccount, Offer
 from examples.virtual_power_plant.storage import Storage, StorageData
 from examples.virtual_power_plant.timeline import STEP_HOURS
 
@@ -12,7 +13,8 @@ class Battery(aiomas_ng.Agent):
     """A battery, empty in the beginning.
 
     An agent is a thin shell: what is exposed can be called by any other agent, and hands on to
-    :class:`Storage`, which knows nothing of agents.
+    :class:`Storage`, which knows nothing of agents.  The state of charge is a resource as well, which anybody
+    can observe: ``tcp://host:port/battery-01/soc``.
 
     Args:
         container: Where the battery lives.
@@ -29,6 +31,20 @@ class Battery(aiomas_ng.Agent):
         self._charged = 0.0
         self._discharged = 0.0
         self._cost = 0.0
+
+    @classmethod
+    async def create(
+        cls, container: aiomas_ng.Container, name: str, data: dict[str, float], directory_url: str
+    ) -> Battery:
+        """Return a battery that was registered at a directory, so that others find what they can observe."""
+        battery = cls(container, name, data)
+        await Herald.announce(container, directory_url)
+        return battery
+
+    @aiomas_ng.state(rt=STATE_OF_CHARGE)
+    def soc(self) -> float:
+        """Return the state of charge."""
+        return self._storage.soc
 
     @aiomas_ng.expose
     def offer_charge(self) -> Offer | None:
@@ -49,6 +65,7 @@ class Battery(aiomas_ng.Agent):
         """
         self._cost += self._storage.charge(power)
         self._charged += power * STEP_HOURS
+        self.soc.changed()
         return self._storage.energy
 
     @aiomas_ng.expose
@@ -60,6 +77,7 @@ class Battery(aiomas_ng.Agent):
         """
         self._cost += self._storage.discharge(power)
         self._discharged += power * STEP_HOURS
+        self.soc.changed()
         return self._storage.energy
 
     @aiomas_ng.expose

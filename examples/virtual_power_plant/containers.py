@@ -16,6 +16,7 @@ from arrow.arrow import Arrow
 
 import aiomas_ng
 from aiomas_ng import subproc
+from aiomas_ng.exceptions import ProcessError
 from examples.virtual_power_plant.messages import SERIALIZERS
 from examples.virtual_power_plant.timeline import STEP
 
@@ -28,7 +29,7 @@ CONTAINERS: Final = 3
 PACKAGE: Final = __name__.rpartition(".")[0]
 #: All that managers may create: a process that listens to others should not import whatever it is told.
 PLANT: Final = f"{PACKAGE}.plants:Plant"
-BATTERY: Final = f"{PACKAGE}.batteries:Battery"
+BATTERY: Final = f"{PACKAGE}.batteries:Battery.create"
 CONTROLLER: Final = f"{PACKAGE}.controller:Controller.create"
 ALLOWED: Final = (PLANT, BATTERY, CONTROLLER)
 
@@ -46,17 +47,39 @@ async def open_containers(
 
     Yields:
         The container of this process, and the addresses of the managers of the three others.
+
+    Raises:
+        ProcessError: A process could not be started, or has died; the error that showed it is its cause.
     """
     async with AsyncExitStack() as stack:
         own_addr, *addrs = _make_addrs(transport, stack)
+        # The first to come is the last to go, so that the others can take their leave of it.
+        container = await aiomas_ng.Container.create(own_addr, as_coro=True, **_make_settings(start))
+        stack.push_async_callback(container.shutdown, as_coro=True)
         if transport == "local":
             managers = [await _open_here(addr, start, stack) for addr in addrs]
         else:
             processes = await subproc.start_processes(addrs, allow=ALLOWED, **_make_settings(start))
             managers = (await stack.enter_async_context(processes)).managers
-        container = await aiomas_ng.Container.create(own_addr, as_coro=True, **_make_settings(start))
-        stack.push_async_callback(container.shutdown, as_coro=True)
+            await stack.enter_async_context(_tell_the_dead(processes))
         yield container, managers
+
+
+@asynccontextmanager
+async def _tell_the_dead(processes: subproc.ProcessSet) -> AsyncIterator[None]:
+    """Say so if an error comes of the death of a process; a call knows only that its connection broke."""
+    try:
+        yield
+    except aiomas_ng.AiomasError as error:
+        codes = await processes.stop()
+        dead = [
+            f"the container process at {addr.rpartition('/')[0]} has died (exit code {code})"
+            for addr, code in zip(processes.managers, codes, strict=True)
+            if code != 0
+        ]
+        if not dead:
+            raise
+        raise ProcessError("; ".join(dead)) from error
 
 
 async def _open_here(addr: Any, start: Arrow, stack: AsyncExitStack) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Final
 import aiomas_ng
 from examples.virtual_power_plant.calls import CallCounter
 from examples.virtual_power_plant.market import award, divide
-from examples.virtual_power_plant.messages import Hour, Report
+from examples.virtual_power_plant.messages import BatteryAccount, Hour, Report
+from examples.virtual_power_plant.monitor import StateMonitor
 from examples.virtual_power_plant.timeline import get_hour_of_day
 
 #: Hours of the day in which batteries are emptied: people are at home, and the sun goes down.
@@ -27,6 +28,8 @@ class Controller(aiomas_ng.Agent):
         grid_limit: The most that may be fed in, in kW.
         plants: Proxies of the plants.
         batteries: Proxies of the batteries.
+        accounts: What the batteries have told of themselves in the beginning.
+        monitor: Observes the batteries.
         calls: Counts the controller's calls.
     """
 
@@ -36,6 +39,8 @@ class Controller(aiomas_ng.Agent):
         grid_limit: float,
         plants: Sequence[Any],
         batteries: Sequence[Any],
+        accounts: Sequence[BatteryAccount],
+        monitor: StateMonitor,
         calls: CallCounter,
     ) -> None:
         super().__init__(container, aid="controller")
@@ -43,7 +48,10 @@ class Controller(aiomas_ng.Agent):
         self._plants = plants
         self._batteries = batteries
         self._calls = calls
-        self._energies = [0.0] * len(batteries)  # in the cells, in kWh; begun by create()
+        # By what the batteries have told, in kWh; what the monitor sees has to agree with it.
+        self._energies = [account.stored for account in accounts]
+        self._capacities = [account.capacity for account in accounts]
+        self._monitor = monitor
 
     @classmethod
     async def create(
@@ -52,8 +60,11 @@ class Controller(aiomas_ng.Agent):
         grid_limit: float,
         plants: Sequence[str],
         batteries: Sequence[str],
+        directory_url: str | None = None,
     ) -> Controller:
         """Connect to all *plants* and *batteries*, given by their addresses, and return their controller.
+
+        The directory is where it finds what it can observe of the batteries, if there are some.
 
         ``__init__`` cannot wait, so an agent that has to, before it is ready, is made by a coroutine; a
         manager spawns it under the name ``"module:Controller.create"``.
@@ -61,25 +72,37 @@ class Controller(aiomas_ng.Agent):
         calls = CallCounter()
         plant_proxies = await calls.all(map(container.connect, plants))
         battery_proxies = await calls.all(map(container.connect, batteries))
-        controller = cls(container, grid_limit, plant_proxies, battery_proxies, calls)
         accounts = await calls.all(battery.get_account() for battery in battery_proxies)
-        controller._energies = [account.stored for account in accounts]
+        monitor = await StateMonitor.create(container.context, batteries, directory_url)
+        controller = cls(container, grid_limit, plant_proxies, battery_proxies, accounts, monitor, calls)
+        await controller._wait_until_seen()
         return controller
+
+    async def on_stop(self) -> None:
+        """Stop observing."""
+        await self._monitor.close()
 
     @aiomas_ng.expose
     def count_calls(self) -> int:
         """Return how many calls the controller has made."""
         return self._calls.count
 
+    @aiomas_ng.state(rt="vpp.count")
+    def states(self) -> int:
+        """Return how many states of charge have been observed."""
+        return self._monitor.count
+
     @aiomas_ng.expose
     async def balance(self) -> Hour:
         """Balance the hour that has begun; to be called once per hour.
+
+        It does not return before each battery's state of charge is observed to be what the battery has told.
 
         Returns:
             What happens in this hour.
 
         Raises:
-            RuntimeError: A plant lives in another hour.
+            RuntimeError: A plant lives in another hour, or a battery is not observed to do what it was told.
         """
         powers = await self._ask_plants()
         # fsum() is exact, so not even rounding depends on anything but the powers.
@@ -92,6 +115,7 @@ class Controller(aiomas_ng.Agent):
             await self._share_surplus(powers, charged, curtailed)
         elif get_hour_of_day(self.container.clock.utcnow()) in EVENING:
             discharged = await self._discharge(-surplus)
+        await self._wait_until_seen()
         return Hour(
             time=self.container.clock.time(),
             available=available,
@@ -130,6 +154,12 @@ class Controller(aiomas_ng.Agent):
         energies = await self._calls.all(getattr(self._batteries[i], method)(awards[i]) for i in chosen)
         for i, energy in zip(chosen, energies, strict=True):
             self._energies[i] = energy
+
+    async def _wait_until_seen(self) -> None:
+        """Wait until each battery is seen to be in the state that it has told."""
+        await self._monitor.wait_for(
+            [energy / capacity for energy, capacity in zip(self._energies, self._capacities, strict=True)]
+        )
 
     async def _share_surplus(self, powers: Sequence[float], charged: float, curtailed: float) -> None:
         """Tell each plant its share; it is in proportion to what they can feed in."""

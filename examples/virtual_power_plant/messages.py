@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import aiomas_ng
 
+#: Resource type of states of charge, by which they are found in a directory.
+STATE_OF_CHARGE: Final = "energy.soc"
+
 #: Powers that agents tell each other may be off by this much, in kW: floats are rounded.
 TOLERANCE: Final = 1e-9
 

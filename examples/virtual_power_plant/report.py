@@ -15,7 +15,8 @@ from examples.virtual_power_plant.timeline import STEP_HOURS
 
 
 def print_result(console: Console, scenario: Scenario, result: Result) -> None:
-    """Print tables of plants and batteries, what went into the grid, and how many calls it took."""
+    """Print tables of plants and batteries, what went into the grid, how many calls it took, and what was
+    observed."""
     figures = result.figures
     console.print(_make_plant_table(figures))
     if figures.batteries:
@@ -30,6 +31,11 @@ def print_result(console: Console, scenario: Scenario, result: Result) -> None:
         f"Calls:  {figures.calls:,}, {result.calls_per_second:,.0f} per second; "
         f"{len(figures.hours):,} hours took {result.seconds:.1f} s."
     )
+    if figures.batteries:
+        console.print(
+            f"Seen:   {result.states:,} states of charge, live; "
+            f"batteries found in the directory: {len(figures.batteries):,}."
+        )
     console.print(f"Fingerprint of all figures: {figures.fingerprint}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiomas_ng
+from aiomas_ng.directory import Directory
 from examples.virtual_power_plant.calls import CallCounter
 from examples.virtual_power_plant.containers import BATTERY, CONTROLLER, PLANT, Transport, open_containers
 from examples.virtual_power_plant.messages import BatteryAccount, Hour, PlantAccount
@@ -46,11 +47,13 @@ class Result:
         figures: What came out.
         seconds: Real time that the simulated hours took, without starting and stopping.
         calls_per_second: Calls made in this time, per second.
+        states: How many states of charge the controller has observed.
     """
 
     figures: Figures
     seconds: float
     calls_per_second: float
+    states: int = 0
 
 
 async def simulate(
@@ -70,12 +73,17 @@ async def simulate(
     """
     calls = CallCounter()
     async with open_containers(transport, get_start(scenario.days)) as (container, manager_addrs):
+        directory = Directory(container)
         managers = await calls.all(map(container.connect, manager_addrs))
         plants = await _spawn(calls, managers, PLANT, scenario.get_plants())
-        batteries = await _spawn(calls, managers, BATTERY, scenario.get_batteries())
-        controller, _ = await calls.one(
+        batteries = await _spawn(calls, managers, BATTERY, scenario.get_batteries(), directory.addr)
+        controller, controller_addr = await calls.one(
             managers[0].spawn(
-                CONTROLLER, scenario.get_grid_limit(), _get_addrs(plants), _get_addrs(batteries)
+                CONTROLLER,
+                scenario.get_grid_limit(),
+                _get_addrs(plants),
+                _get_addrs(batteries),
+                directory.addr,
             )
         )
         calls_before = await _count_calls(calls, controller)
@@ -90,20 +98,28 @@ async def simulate(
         plant_accounts = await calls.all(plant.get_account() for plant, _ in plants)
         battery_accounts = await calls.all(battery.get_account() for battery, _ in batteries)
         total = await _count_calls(calls, controller)
+        # No call: it is a resource.
+        states = await container.context.get(f"{controller_addr}/states")
     figures = Figures(hours, plant_accounts, battery_accounts, total)
-    return Result(figures, seconds, (calls_after - calls_before) / seconds)
+    return Result(figures, seconds, (calls_after - calls_before) / seconds, states)
 
 
 async def _spawn(
-    calls: CallCounter, managers: Sequence[Any], qualname: str, data: Mapping[str, dict[str, float]]
+    calls: CallCounter,
+    managers: Sequence[Any],
+    qualname: str,
+    data: Mapping[str, dict[str, float]],
+    *further: Any,
 ) -> list[tuple[Any, str]]:
     """Spawn an agent for each entry of *data*, on all managers in turn.
+
+    *further* are arguments that are the same for all of them.
 
     Returns:
         The proxy and the address of each agent, in the order of *data*.
     """
     return await calls.all(
-        managers[i % len(managers)].spawn(qualname, name, values)
+        managers[i % len(managers)].spawn(qualname, name, values, *further)
         for i, (name, values) in enumerate(data.items())
     )
 
