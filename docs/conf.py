@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sphinx.application import Sphinx  # noqa: E402
+
 import aiomas_ng  # noqa: E402
 
 project = "aiomas_ng"
@@ -43,8 +45,26 @@ nitpick_ignore_regex = [
     (r"py:class", r"Arrow"),
     # What has no page of its own because nobody uses it by name: private classes, type variables.
     (r"py:class", r"(?:aiomas_ng\.\w+\.)?(?:_\w+|T)"),
-    (r"py:class", r"aiomas_ng\._(?:core|io)\..+|Link|CallOptions|Peers"),
+    (r"py:class", r"aiomas_ng\._(?:core|io|coap)\..+|Link|CallOptions|Peers|Remote|Reopener|EventQueue"),
+    (r"py:class", r"Serializers|AttributeValue"),
+    (r"py:(?:data|func)", r"WINDOW|MAX_OPTIONS|is_no_cache_key"),
 ]
+
+
+def keep_colons(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep "this: that" at the beginning of an attribute's docstring as it is.
+
+    Napoleon takes it for a type and a description, unless something else comes first; an empty comment does
+    not show.
+    """
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # Napoleon has 500
+
 
 html_theme = "furo"
 html_title = f"aiomas_ng {release}"
