@@ -18,7 +18,6 @@ from aiomas_ng import channel as channels
 from aiomas_ng import codecs, util
 from aiomas_ng.channel import Channel, ChannelProtocol, Limits, Reply, Request
 from aiomas_ng.exceptions import (
-    AiomasError,
     CallTimeoutError,
     ChannelClosedError,
     ClosedByPeerError,

@@ -388,18 +388,21 @@ def test_a_peer_that_floods_without_credit() -> None:
     assert len(others) == 1
 
 
-def test_a_peer_that_floods_with_all_kinds_of_responses() -> None:
+@pytest.mark.parametrize("head", [0, WINDOW // 2])
+def test_a_peer_that_floods_with_all_kinds_of_responses(head: int) -> None:
     """An iterated observation holds but a few of them, and nothing else than ProtocolError comes of it."""
     end = FakeEnd()
     pipe = IterablePipe(Message(GET, remote=end.remote, observe=0))
     end.manager.request(pipe)
+    for _ in range(head):
+        end.respond(b"\x01", more=True)
     accepted = 0
     with contextlib.suppress(ProtocolError):
         while accepted < 1000:
             end.respond(b"\x01", more=True, observe=accepted)
             end.respond(b"\x01", more=True)
             accepted += 1
-    assert WINDOW <= accepted <= 2 * WINDOW
+    assert WINDOW // 2 <= accepted <= 2 * WINDOW
     assert pipe.is_ended
     assert len(pipe._queue) <= 2 * WINDOW + 2
     assert not end.manager.outgoing_requests
@@ -522,6 +525,19 @@ def test_the_end_of_a_connection_ends_its_requests() -> None:
     assert len(kept_events) == 1
     assert other_channel.sent[1:] == []
     end.manager.dispatch_error(cause, end.remote)
+
+
+def test_the_end_of_a_connection_ends_what_waits_for_the_peer() -> None:
+    """Nothing of it is kept."""
+    end = FakeEnd()
+    end.request()
+    end.channel.is_paused = True
+    for _ in range(WINDOW):
+        end.respond(b"\x01", more=True)
+    end.receive(observe=0).add_response(Message(CONTENT, observe=1))
+    assert len(end.remote.waiting) == 2
+    end.manager.dispatch_error(OSError("lost"), end.remote)
+    assert not end.remote.waiting
 
 
 async def test_the_end_of_a_connection_ends_its_transfers(transport: Any) -> None:
@@ -804,6 +820,26 @@ async def test_a_handler_that_shuts_its_context_down_gets_that_done(transport: A
         assert response.code.dotted == "5.03"
         await other.response
         await wait_until(lambda: ends)
+
+
+async def test_a_handler_that_closes_its_connection_gets_that_done(transport: Any) -> None:
+    """It goes on after that, though nobody waits for its response any more; others are cancelled."""
+    steps: list[str] = []
+    stuck = Stuck()
+
+    class Closing(Resource):
+        async def render_get(self, request: Message) -> Message:
+            await request.remote.channel.close()
+            steps.append("done")
+            return Message(CONTENT)
+
+    async with served(transport, site_of(x=Closing(), stuck=stuck)) as (client, _, url):
+        other = client.request(Message(GET, uri=url + "stuck"))
+        await wait_until(lambda: stuck.begun)
+        for request in (client.request(Message(GET, uri=url + "x")), other):
+            with pytest.raises(error.NetworkError):
+                await request.response
+        await wait_until(lambda: steps and stuck.cancelled)
 
 
 async def test_recognizing_a_remote(transport: Any) -> None:

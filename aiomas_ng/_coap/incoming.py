@@ -126,22 +126,17 @@ class IncomingPipe(Pipe):
         """Send *response*, which others may follow; one that cannot be sent ends the pipe."""
         if not self.remote.send_response(response, self.request.token, True):
             self._manager.finish(self)
-            self._forget()
             self._abandon()
 
     def _send_last(self, response: Message) -> None:
         self._manager.finish(self)
         self.remote.answer(self.request, response)
 
-    def _forget(self) -> None:
-        """Drop what was not sent yet."""
-        self._held = self._last = self._latest = None
-
     def _abandon(self, closer: asyncio.Task[Any] | None = None) -> None:
-        self._forget()
+        # Also after the last event, which may be waiting still.
+        self._held = self._last = self._latest = None
         super()._abandon(closer)
 
     def _end(self, *, was_abandoned: bool = False) -> None:
-        self._latest = None
         super()._end(was_abandoned=was_abandoned)
         self.remote.waiting.pop(self, None)
