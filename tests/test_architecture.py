@@ -32,6 +32,7 @@ LAYERS = [
         "_coap.requests",
         "_coap.site",
         "_coap.states",
+        "_coap.verbs",
     },
     {"resource"},
     {"rpc"},

@@ -885,6 +885,39 @@ async def test_changes_while_a_notification_is_fetched(transport: Transport) -> 
         assert seen == sorted(seen)
 
 
+async def test_state_that_is_fetched_stays_until_it_was(transport: Transport) -> None:
+    """While an observer fetches a large state it is not told of newer ones; then it is, of the latest."""
+    value = Value(body_of(3000))
+    async with served(transport, site_of(value=value), limits=SMALL) as (_, _, url), raw_client(url) as peer:
+        first = await peer.ask(GET, "value", observe=0)
+        for number in range(1, 4):
+            value.set(body_of(3000, number))
+            await asyncio.sleep(0.002)  # what is tested is that nothing comes
+        parts = [first.payload]
+        for number in (1, 2):
+            response = await peer.ask(GET, "value", block2=(number, False, 7), token=b"f")
+            assert (response.token, response.opt.etag) == (b"f", first.opt.etag)
+            parts.append(response.payload)
+        assert b"".join(parts) == body_of(3000)
+        latest = await peer.receive_message()
+        assert latest.token == b"t"
+        assert latest.payload == body_of(3000, 3)[:1024]
+
+
+async def test_observer_that_does_not_fetch(transport: Transport) -> None:
+    """Who does not fetch the rest of a large state is told of the next one when its time is over."""
+    value = Value(body_of(3000))
+    limits = Limits(block_size=1024, transfer_time=0.05)
+    async with (
+        served(transport, site_of(value=value), far={"limits": limits}) as (_, server, url),
+        raw_client(url) as peer,
+    ):
+        await peer.ask(GET, "value", observe=0)
+        value.set(b"small")
+        assert (await peer.receive_message()).payload == b"small"
+        assert transfers_of(server) == (0, 0)
+
+
 async def begin(client: Context, server: Any) -> tuple[Any, MessagePeer, Message]:
     """Begin to observe a server by hand."""
     request = client.request(Message(GET, uri=server.url, observe=0))

@@ -565,6 +565,20 @@ async def test_requests_are_refused_where_waiting_is_not_safe(transport: Any) ->
         assert (await ours.response).payload == b"response"
 
 
+async def test_a_request_of_ours_makes_us_read_on(transport: Any) -> None:
+    """Its response lies behind the peer's requests for which there was no room."""
+    async with deaf_peer(transport, make_clogging_site(), requests=10) as (peer, server, remote):
+        count = await clog(peer, remote)
+        for _ in range(100):
+            peer.request(GET, "value", bytes(4 * KIB), token=b"c%d" % count)
+            count += 1
+        await wait_until(lambda: not remote.channel._is_reading)
+        ours = server.request(Message(GET, remote=remote))
+        assert remote.channel._is_reading
+        peer.send([69, ours.request.token, [], b"early"])
+        assert (await ours.response).payload == b"early"
+
+
 async def test_two_sides_that_flood_each_other(transport: Any) -> None:
     """Every request of either side ends, with the response or with a 5.03; neither waits for ever."""
     large = bytes(20 * KIB)

@@ -15,6 +15,7 @@ from waiting import wait_until
 
 from aiomas_ng import error
 from aiomas_ng._coap import requests
+from aiomas_ng.cache import Cache
 from aiomas_ng.message import (
     BAD_REQUEST,
     CONTENT,
@@ -458,6 +459,22 @@ async def test_cancelling_at_the_last_notification(transport: Transport) -> None
         peer.respond(first, BAD_REQUEST)
         await wait_until(lambda: observation.cancelled)
         assert not failures
+
+
+async def test_cache_learns_of_the_end(transport: Transport) -> None:
+    """When the last notification says that the resource is gone, no cache gives its state any more."""
+    value = Value(b"1")
+    site = site_of(value=value)
+    async with served(transport, site, near={"cache": Cache()}) as (client, server, url):
+        states = client.observe(url + "value")
+        assert await anext(states) == b"1"
+        assert await client.get(url + "value") == b"1"
+        assert value.reads == 1
+        site.remove_resource("value")
+        for call in (anext(states), client.get(url + "value")):
+            with pytest.raises(error.ResponseWrappingError, match=r"4\.04"):
+                await call
+        assert not server.tokenmanager.incoming_requests
 
 
 # -- Order -----------------------------------------------------------------------------------------

@@ -353,8 +353,11 @@ async def test_shutdown_lets_handlers_clean_up(transport: Transport) -> None:
         request = client.request(Message(GET, uri=url + "work"))
         await wait_until(lambda: server._tasks)
         await asyncio.sleep(0.01)
-        await asyncio.gather(*(server.shutdown() for _ in range(3)))
+        first = asyncio.ensure_future(server.shutdown())
+        await wait_until(lambda: steps)
+        await asyncio.gather(server.shutdown(), server.shutdown())
         assert steps == [0, 1, 2, 3, 4]
+        await first
         assert (await request.response).code == SERVICE_UNAVAILABLE
 
 

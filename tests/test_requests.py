@@ -421,8 +421,9 @@ async def test_connection_lost_before_the_request(transport: Transport) -> None:
         assert await client.get(url + "value") == b"x"
 
 
+@pytest.mark.parametrize("is_sudden", [True, False])
 @pytest.mark.parametrize("size", [0, 100_000])
-async def test_connection_lost_between_blocks(transport: Transport, size: int) -> None:
+async def test_connection_lost_between_blocks(transport: Transport, size: int, is_sudden: bool) -> None:
     """A transfer does not go on over another connection, where nobody knows of it."""
     async with raw_server(transport) as (client, server):
         request = client.request(Message(FETCH, bytes(size), uri=server.url))
@@ -432,7 +433,8 @@ async def test_connection_lost_between_blocks(transport: Transport, size: int) -
             peer.respond(block, 95, block1=block.opt.block1)
         else:
             peer.respond(block, payload=bytes(1024), block2=(0, True, 6))
-        await peer.receive_message()
+        if not is_sudden:
+            await peer.receive_message()
         peer.raw.close()
         with pytest.raises(error.NetworkError):
             await request.response

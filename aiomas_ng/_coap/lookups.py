@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiomas_ng import linkformat
+from aiomas_ng._coap.verbs import CRITERIA
 from aiomas_ng.linkformat import Link
 from aiomas_ng.message import ContentFormat
-from aiomas_ng.protocol import CRITERIA, Context
+from aiomas_ng.protocol import Context
 
 if TYPE_CHECKING:
     from aiomas_ng._coap.states import States
@@ -71,7 +72,7 @@ def observe_lookup(
     Who iterates slowly gets the latest result and not each. Leaving the iteration ends the observation.
 
     Args:
-        context, directory_url, **criteria: As for :func:`lookup`.
+        context, directory_url, criteria: As for :func:`lookup`.
         timeout: Seconds to wait for the first result; ``None`` for no limit.
 
     The iteration raises what :func:`lookup` does, and what that of
