@@ -397,7 +397,7 @@ class ChannelProtocol(asyncio.Protocol):
             )
             violation = MalformedFrameError(hint)
             violation.__cause__ = error
-            if channel._exchange.calls:
+            if channel._is_waiting():
                 # What answers us does not understand us: to complain to it would have no end.
                 channel._fail_calls(violation)
                 channel._abort(str(violation), violation)

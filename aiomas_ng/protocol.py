@@ -134,6 +134,8 @@ class Context(Verbs):
         url: str | None = None,
     ) -> None:
         self.loop = loop or util.get_loop()
+        if isinstance(serversite, type):
+            raise TypeError(f"serversite must be an instance, as Site(), and not the class {serversite!r}")
         self.serversite = serversite
         self._url = url
         self.log = logging.getLogger(loggername)
@@ -167,9 +169,11 @@ class Context(Verbs):
 
     @cache.setter
     def cache(self, cache: Cache | None) -> None:
-        self._cache = cache
         if cache is not None:
+            if not isinstance(cache, Cache):
+                raise TypeError(f"cache must be a Cache, or None, but is {cache!r}")
             cache.use_clock(self.clock)
+        self._cache = cache
 
     # Creation and end
 

@@ -388,6 +388,34 @@ async def test_a_server_that_floods_a_stream(transport: Any, kind: str) -> None:
             assert len(signal) == 3
 
 
+async def test_a_response_that_is_too_large_to_be_taken(transport: Any) -> None:
+    """Whose it was is not known, so all requests of ours fail; the connection goes on."""
+    async with raw_server(transport, limits=Limits(frame_size=10_000)) as (client, server):
+        requests = [client.request(Message(GET, uri=server.url + name)) for name in "ab"]
+        peer = await server.peer()
+        token = (await peer.receive())[1]
+        await peer.receive()
+        peer.send([69, token, [], bytes(20_000)])
+        for request in requests:
+            with pytest.raises(error.NetworkError, match="was lost"):
+                await request.response
+        again = client.request(Message(GET, uri=server.url + "c"))
+        while (content := await peer.receive())[0] != GET:
+            pass
+        peer.send([69, content[1]])
+        assert (await again.response).code == CONTENT
+        assert len(server.peers) == 1
+
+
+async def test_a_request_that_is_too_large_for_the_peer(transport: Any) -> None:
+    """It fails, and does not wait for ever."""
+    limits = Limits(frame_size=10_000, block_size=1024)
+    async with served(transport, make_site(), far={"limits": limits}) as (client, _, url):
+        with pytest.raises(error.NetworkError, match="was lost"):
+            await client.request(Message(PUT, bytes(20_000), uri=url + "value")).response
+        assert await client.get(url + "value") == b"state"
+
+
 # -- Peers that do not read ------------------------------------------------------------------------
 
 
@@ -654,6 +682,20 @@ async def test_a_connection_that_nobody_calls_procedures_over(transport: Any) ->
             raw.send(REQUEST, raw.first_id + 1, "next")
             assert (await receiving).content == "next"
             assert (await peer.ask(DELETE, "value")).code.dotted == "4.05"
+
+
+async def test_a_connection_without_resources(transport: Any) -> None:
+    """Requests get 4.04; what is none gets nothing, and what is no message is a violation."""
+    async with open_raw_client(transport) as (raw, channel):
+        peer = MessagePeer(raw)
+        for content in ([69, b"t"], [0, b"t"], [0, b"t", 5], [0xE0, b"t"]):
+            peer.send(content)
+        assert (await peer.ask(GET, "value")).code.dotted == "4.04"
+        for content in (None, [1], ["GET", b"t"], [1, "t"]):
+            peer.send(content)
+            assert await receive_violation(peer) == "aiomas_ng.MalformedFrameError"
+        assert (await peer.ask(31, "value", token=b"x")).token == b"x"
+        assert channel._violations == 4
 
 
 async def test_an_attached_connection_that_is_lost_already(transport: Any) -> None:

@@ -552,6 +552,25 @@ async def test_the_end_of_a_connection_ends_its_transfers(transport: Any) -> Non
         await wait_until(lambda: remote.transfers._timer is None)
 
 
+def test_a_message_that_was_lost_ends_the_requests_that_may_be_waiting_for_it() -> None:
+    """All of ours over that connection, each with an error of its own; the peer is told to stop."""
+    end = FakeEnd()
+    other, _ = end.connect()
+    lost = [end.request()[1] for _ in range(2)]
+    kept, _ = end.request(other)
+    incoming = end.receive()
+    end.channel.take_sent()
+    cause = FrameTooLargeError(2, 1, "a frame")
+    end.remote.lose(cause)
+    exceptions = [events[0].exception for events in lost]
+    assert all(isinstance(exception, error.NetworkError) for exception in exceptions)
+    assert all(exception.__cause__ is cause for exception in exceptions)
+    assert len(set(map(id, exceptions))) == 2
+    assert end.channel.take_sent() == [[0, b"\x01"], [0, b"\x02"]]
+    assert list(end.manager.outgoing_requests.values()) == [kept]
+    assert not incoming.is_ended
+
+
 def test_a_request_made_while_the_connection_ends() -> None:
     """As by who tries again at once: it fails as well, and does not wait for ever."""
     end = FakeEnd()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundState", "State", "describe_states", "get_states", "make_resource", "state"]
 
+#: Attributes of all agents, which no state can take the place of.
+RESERVED: Final = ("addr", "container", "on_ready", "on_stop", "router", "site")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What a string, and what bytes are offered as.
@@ -94,10 +97,27 @@ def state(
     def decorate(getter: Callable[..., Any]) -> State:
         if not callable(getter):
             raise TypeError(f"state decorates a method, not {getter!r}")
-        formats = (int(ct),) if isinstance(ct, int) else tuple(map(int, ct)) if ct is not None else None
+        if inspect.isasyncgenfunction(getter) or inspect.isgeneratorfunction(getter):
+            raise TypeError(f"{getter.__qualname__} yields, but a state is one value: return it")
+        _check_max_age(max_age)
+        formats = _as_formats(ct)
         return State(getter, path, rt, if_, formats, title, observable, max_age)
 
     return decorate if getter is None else decorate(getter)
+
+
+def _check_max_age(max_age: Any) -> None:
+    if max_age is not None and (not isinstance(max_age, int) or not 0 <= max_age < 2**32):
+        raise ValueError(f"max_age must be an integer from 0 to {2**32 - 1} (seconds) but is {max_age!r}")
+
+
+def _as_formats(ct: Any) -> tuple[int, ...] | None:
+    if ct is None:
+        return None
+    formats = (ct,) if isinstance(ct, int) else tuple(ct)
+    if not formats or not all(isinstance(number, int) and 0 <= number <= 0xFFFF for number in formats):
+        raise TypeError(f"ct must be a content format, as ContentFormat.JSON, or several, but is {ct!r}")
+    return tuple(map(int, formats))
 
 
 class State:
@@ -231,13 +251,18 @@ def get_states(cls: type) -> dict[tuple[str, ...], State]:
     """Return the resources that are declared on *cls* and its bases, by path.
 
     Raises:
-        TypeError: Two of them have the same path.
+        TypeError: Two of them have the same path, or one has the name of something that agents have.
     """
     names: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         names.update(vars(base))  # in a subclass the name may be something else
     found: dict[tuple[str, ...], State] = {}
     for name, value in names.items():
+        if isinstance(value, State) and name in RESERVED:
+            raise TypeError(
+                f"{cls.__name__}: a state cannot have the name {name!r}, which each agent uses for something "
+                f"else; give the method another name, and the state path={name!r}"
+            )
         if isinstance(value, State) and found.setdefault(value.segments, value) is not value:
             other = found[value.segments].name
             raise TypeError(

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from aiomas_ng._core.blocks import choose_szx, unit_of
+from aiomas_ng._core.blocks import BERT_UNIT, choose_szx, unit_of
 from aiomas_ng.error import ResourceChanged, UnexpectedBlock1Option, UnexpectedBlock2
 from aiomas_ng.exceptions import OverloadError
 from aiomas_ng.message import Block, Code, Message
@@ -58,6 +58,10 @@ class Bodies:
         if (self.is_large or request.code not in SAFE_METHODS) and not request.opt.request_tag:
             tag = next(_tags).to_bytes(8, "big")
             self.request = request.copy(request_tag=(tag,))
+        if context.limits.has_small_frames and request.opt.block2 is None:
+            # A block of the size that servers choose would not fit into our frames.
+            size = min(context.limits.payload_size, BERT_UNIT)
+            self.request = self.request.copy(block2=Block(0, False, choose_szx(size, bert=False)))
 
     async def send(self) -> Message:
         """Send all blocks of the request's body but the last.

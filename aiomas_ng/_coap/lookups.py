@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiomas_ng import linkformat
 from aiomas_ng._coap.verbs import CRITERIA
+from aiomas_ng._core.addresses import parse_url
 from aiomas_ng.linkformat import Link
 from aiomas_ng.message import ContentFormat
 from aiomas_ng.protocol import Context
@@ -153,6 +154,7 @@ async def _look_up(
 
 
 def _get_lookup_url(directory_url: str, kind: str) -> str:
+    parse_url(directory_url)  # raises an error for what is none
     return f"{directory_url.rstrip('/')}/rd-lookup/{kind}"
 
 

@@ -91,6 +91,9 @@ async def register(
 
     Cancelling it is safe; what has been registered by then expires.
     """
+    if not hasattr(container, "context"):
+        raise TypeError(f"container must be a Container but is {container!r}")
+    parse_url(directory_url)  # raises an error for what is none
     registration = Registration(
         container,
         directory_url,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from aiomas_ng.error import ResponseWrappingError
+from aiomas_ng.error import PipeStateError, ResponseWrappingError
 from aiomas_ng.message import Message
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class States:
         self._observation.cancel()
 
     async def __aenter__(self) -> Self:
+        if self._observation.cancelled and self._has_begun:
+            raise PipeStateError("this observation has ended: call observe() again")
         return self
 
     async def __aexit__(self, *_: object) -> None:

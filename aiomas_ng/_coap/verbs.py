@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import linkformat
 from aiomas_ng._coap.states import States, decode
+from aiomas_ng._core.codec_errors import short
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import DeserializationError
 from aiomas_ng.linkformat import Link, LinkFormat
@@ -143,6 +144,11 @@ class Verbs:
             ResponseWrappingError, NetworkError, RequestTimedOut: As for :meth:`get`, from any of the servers.
             DeserializationError: An answer is no list of links.
         """
+        for url in urls:
+            if not isinstance(url, str):
+                raise TypeError(
+                    f"discover() takes URLs one by one, as in discover(url, url), not {short(url)}"
+                )
         query = tuple(f"{CRITERIA.get(name, name)}={value}" for name, value in criteria.items())
         tasks = [self.loop.create_task(self._discover_at(url, query, timeout)) for url in urls]
         try:

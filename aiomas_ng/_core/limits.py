@@ -70,6 +70,11 @@ class Limits:
             raise ValueError(f"limit frame_size must be <= {LARGEST_FRAME} but is {self.frame_size}")
 
     @property
+    def has_small_frames(self) -> bool:
+        """Whether frames have no room for blocks of the usual size."""
+        return self.payload_size < min(self.block_size, DEFAULT_LIMITS.block_size) // BLOCK_UNIT * BLOCK_UNIT
+
+    @property
     def payload_size(self) -> int:
         """Bytes of a payload that fit into a message: ``block_size``, or less if frames are small."""
         # With JSON, bytes are base64; and there are the options.
