@@ -87,7 +87,7 @@ async def test_message_that_is_too_large_for_the_peer(transport: Transport, code
     ):
         message = Message(code, bytes(20_000) if code == PUT else b"", uri=server.urls[0] + "large")
         with pytest.raises(error.NetworkError, match="limit is 10000"):
-            await client.request(message).response
+            await client.request(message, handle_blockwise=False).response
         assert not client.tokenmanager.outgoing_requests
         await wait_until(lambda: not server.tokenmanager.incoming_requests)
         small = await client.request(Message(PUT, b"small", uri=server.urls[0] + "large")).response

@@ -142,7 +142,7 @@ def test_generator_is_no_state() -> None:
             state(getter)
 
 
-@pytest.mark.parametrize("name", ["addr", "container", "on_ready", "on_stop", "router", "site"])
+@pytest.mark.parametrize("name", ["addr", "container", "on_ready", "on_stop", "router"])
 def test_state_cannot_take_the_name_of_what_agents_have(name: str) -> None:
     """The class is refused, and told another way."""
 

@@ -1152,20 +1152,3 @@ async def test_observation_by_hand(transport: Transport) -> None:
         await wait_until(lambda: not value.observation_count)
         value.set(b"3")
         assert (await peer.ask(GET, "value")).opt.observe is None
-
-
-async def test_kept_error_of_a_cancelled_task_does_not_keep_an_observation() -> None:
-    """Who iterated is gone, whoever still holds the traceback."""
-    observation = ClientObservation()
-
-    async def iterate() -> None:
-        async for _ in observation:
-            raise AssertionError
-
-    task = asyncio.ensure_future(iterate())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError) as kept:
-        await task
-    assert observation.cancelled
-    assert kept.value.__traceback__ is not None

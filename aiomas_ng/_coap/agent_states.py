@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BoundState", "State", "describe_states", "get_states", "make_resource", "state"]
 
 #: Attributes of all agents, which no state can take the place of.
-RESERVED: Final = ("addr", "container", "on_ready", "on_stop", "router", "site")
+RESERVED: Final = ("addr", "container", "on_ready", "on_stop", "router")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Self
 
 from aiomas_ng.error import PipeStateError, ServiceUnavailable
@@ -209,10 +209,9 @@ class NotificationIterator:
     def __aiter__(self) -> NotificationIterator:
         return self
 
-    def __anext__(self) -> Coroutine[Any, Any, Message]:
-        # No coroutine of its own: the traceback of who is cancelled in it would keep the iterator alive, and
-        # with it the observation.
-        return self._slot.get()
+    async def __anext__(self) -> Message:
+        # It holds the iterator, so that ``await anext(aiter(observation))`` does not drop it at once.
+        return await self._slot.get()
 
     async def aclose(self) -> None:
         """End the iteration; safe to be called twice."""
