@@ -1272,4 +1272,4 @@ class RaceModel(RuleBasedStateMachine):
 
 
 TestRaceModel = RaceModel.TestCase
-TestRaceModel.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+TestRaceModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
