@@ -82,6 +82,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(missing)]
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collection after each test the objects of modules and tests, which stay anyway."""
+    gc.collect()
+    gc.freeze()
+
+
 def _needed_modules(item: pytest.Item) -> Iterator[str]:
     for marker in item.iter_markers("needs"):
         yield from marker.args
