@@ -143,6 +143,8 @@ class Manager(Agent):
         if allow is not None and f"{module}:*" not in allow:
             raise SpawnError(f"{qualname!r} is not among what this manager may create")
         factory = util.obj_from_str(qualname)
+        if allow is None and qualname.rpartition(".")[2].startswith("__"):
+            raise SpawnError(f"{qualname!r} is no factory of agents, but a part of how Python makes classes")
         if allow is None:
             if not _is_agent_factory(qualname, factory):
                 raise SpawnError(
