@@ -143,10 +143,9 @@ class Manager(Agent):
         if allow is not None and f"{module}:*" not in allow:
             raise SpawnError(f"{qualname!r} is not among what this manager may create")
         factory = util.obj_from_str(qualname)
-        if allow is None and qualname.rpartition(".")[2].startswith("__"):
-            raise SpawnError(f"{qualname!r} is no factory of agents, but a part of how Python makes classes")
         if allow is None:
-            if not _is_agent_factory(qualname, factory):
+            is_special = qualname.rpartition(".")[2].startswith("__")  # __init_subclass__ for example
+            if is_special or not _is_agent_factory(qualname, factory):
                 raise SpawnError(
                     f"{qualname!r} is no class of agents and no factory of one; "
                     f"this manager creates such a thing only if it is allowed by name"
