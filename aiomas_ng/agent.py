@@ -30,6 +30,7 @@ from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.shortcut import Shortcut
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import (
     AgentIdError,
@@ -186,7 +187,7 @@ class Container:
         container: Self
 
         def connected(chan: channel.Channel) -> None:
-            container._accept(chan)
+            container._add_connection(chan)
 
         # It listens before the container is made, which has to know the port that was given for port 0, and
         # serves after.
@@ -334,7 +335,8 @@ class Container:
             class_name = await self._validate(client, address, aid, timeout)
             if class_name is None:
                 raise AgentNotFoundError(aid, address.url)
-            proxy = rpc.Proxy(peer, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
+            link = client.channel._shortcut or peer
+            proxy = rpc.Proxy(link, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
             if peer.client is client:
                 peer.proxies[aid] = proxy
         return proxy
@@ -431,21 +433,17 @@ class Container:
     async def _open_connection(self, address: Address, timeout: float | None) -> rpc.RpcClient:
         """Open a connection for :attr:`_peers`."""
         if address == self._own_address():
-            chan = await self._join_self()
-        else:
-            kwds = dict(self._connect_kwargs)
-            tls = rpc.tls_for(address, kwds.pop("ssl", None))
-            chan = await channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
-        client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers)
-        client.url = address.url
-        self._add_connection(client)
-        return client
+            return await self._join_self(address)
+        kwds = dict(self._connect_kwargs)
+        tls = rpc.tls_for(address, kwds.pop("ssl", None))
+        chan = await channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
+        return self._add_connection(chan, address.url)
 
     def _own_address(self) -> Address:
         return parse_agent_url(self._base_url + "-")[0]
 
-    async def _join_self(self) -> channel.Channel:
-        """Return the near end of a channel that ends in this container without a socket."""
+    async def _join_self(self, address: Address) -> rpc.RpcClient:
+        """Return the near end of a connection that ends in this container without a socket."""
         near, far = await channel.open_pair(
             self._base_url,
             loop=self._loop,
@@ -453,16 +451,20 @@ class Container:
             extra_serializers=self._connect_kwargs["extra_serializers"],
             limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
         )
-        self._accept(far)
-        return near
+        server = self._add_connection(far)
+        client = self._add_connection(near, address.url)
+        if near._plain is not None:
+            Shortcut(client, server, self.router)
+        return client
 
-    def _accept(self, chan: channel.Channel) -> None:
-        self._add_connection(rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers))
-
-    def _add_connection(self, client: rpc.RpcClient) -> None:
+    def _add_connection(self, chan: channel.Channel, url: str | None = None) -> rpc.RpcClient:
+        """Serve a connection, which was dialled if there is a *url*."""
+        client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers)
+        client.url = url
         self._connections.add(client)
-        self._context.attach(client.channel, client.url)
-        client.channel._when_lost(lambda _: self._connections.discard(client))
+        self._context.attach(chan, url)
+        chan._when_lost(lambda _: self._connections.discard(client))
+        return client
 
     # Agents
 

@@ -26,6 +26,7 @@ import msgpack
 
 from aiomas_ng._core import blosc_chunk, builtin_types, json_text, msgpack_bytes
 from aiomas_ng._core.codec_errors import EncodeError, describe, explain, short
+from aiomas_ng._core.frames import BUNDLE
 from aiomas_ng._core.serializable import add_methods
 from aiomas_ng._core.type_registry import TypeRegistry, type_name
 from aiomas_ng.exceptions import DeserializationError, SerializationError
@@ -33,6 +34,18 @@ from aiomas_ng.exceptions import DeserializationError, SerializationError
 __all__ = ["JSON", "Codec", "MsgPack", "MsgPackBlosc", "serializable"]
 
 T = TypeVar("T")
+
+LARGE: Final = 128 * 1024
+"""Bytes from which on an object is kept apart from what is encoded around it, see
+:meth:`MsgPack.encode_pieces`."""
+
+MAX_APART: Final = 64
+"""Items that a list or dict may have to be searched for large objects."""
+
+_BUNDLE_HEAD: Final = bytes([0x93, BUNDLE, 0])  # [BUNDLE, 0, …
+_BIN32: Final = b"\xc6"
+BINARY: Final = frozenset({bytes, bytearray, memoryview})
+_CONTAINERS: Final = frozenset({tuple, list, dict})
 
 EXT_TYPE: Final = 0x61
 """The extension type of MsgPack that carries custom types: its payload is the MsgPack of ``[name, data]``."""
@@ -253,9 +266,9 @@ class MsgPack(Codec):
     def decode(self, data: bytes | bytearray | memoryview) -> Any:
         """Return what a peer has encoded; for errors see :meth:`Codec.decode`."""
         try:
-            message = data.tobytes() if isinstance(data, memoryview) else data
-            msgpack_bytes.check_arrays(message)
-            return msgpack.unpackb(message, use_list=False, strict_map_key=False, ext_hook=self._ext_hook)
+            if len(data) > msgpack_bytes.HARMLESS_SIZE:
+                msgpack_bytes.check_arrays(data)
+            return msgpack.unpackb(data, use_list=False, strict_map_key=False, ext_hook=self._ext_hook)
         except DeserializationError:
             raise
         except Exception as exc:
@@ -265,6 +278,41 @@ class MsgPack(Codec):
         """Return type and id of a message, see :meth:`Codec.peek`."""
         try:
             return msgpack_bytes.read_head(data[:PEEK_SIZE])
+        except Exception:
+            return None
+
+    def encode_pieces(self, data: Any) -> list[bytes]:
+        """Return *data* as :meth:`encode` does, in pieces: large bytes in it are left as they are.
+
+        They are found in tuples, lists and dicts of few items, inside of each other; to copy them into the
+        message would take longer than all the rest.
+
+        Raises:
+            SerializationError: As for :meth:`encode`.
+        """
+        pieces: list[bytes] = []
+        packer = msgpack.Packer(default=self._default, use_bin_type=True, autoreset=False)
+        try:
+            _pack_pieces(data, packer, pieces, 0)
+        except Exception as exc:
+            text, cause = explain(exc, data)
+            raise SerializationError(text) from cause
+        pieces.append(packer.bytes())
+        return pieces
+
+    def join(self, payloads: list[bytes]) -> bytes:
+        """Return encoded frames, at most 65,535, as one frame of the type BUNDLE."""
+        count = len(payloads)
+        head = bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+        return b"".join([_BUNDLE_HEAD, head, *payloads])
+
+    def split(self, data: bytes | memoryview) -> list[bytes] | None:
+        """Undo :meth:`join` without decoding what is in the frames; ``None`` if *data* is no such frame, or
+        is damaged."""
+        if data[: len(_BUNDLE_HEAD)] != _BUNDLE_HEAD:
+            return None
+        try:
+            return msgpack_bytes.cut_array(data, len(_BUNDLE_HEAD), _BUNDLE_HEAD[:2])
         except Exception:
             return None
 
@@ -287,12 +335,42 @@ class MsgPack(Codec):
             raise DeserializationError(f"The extension type {code} of MsgPack is not known here")
         if depth > MAX_DEPTH:
             raise DeserializationError(f"Custom types contain each other more than {MAX_DEPTH} deep")
-        msgpack_bytes.check_arrays(payload)
+        if len(payload) > msgpack_bytes.HARMLESS_SIZE:
+            msgpack_bytes.check_arrays(payload)
         hook = partial(self._from_ext, depth + 1)
         content = msgpack.unpackb(payload, use_list=False, strict_map_key=False, ext_hook=hook)
         if not isinstance(content, tuple) or len(content) != 2 or not isinstance(content[0], str):
             raise DeserializationError("The content of a custom type is not [name, data]")
         return self._restore(*content)
+
+
+def _pack_pieces(value: Any, packer: msgpack.Packer, pieces: list[bytes], depth: int) -> None:
+    """Pack *value*; at each large object add what was packed so far, and the object, to *pieces*."""
+    kind = type(value)
+    if kind in BINARY and len(value) >= LARGE:
+        data = value if kind is bytes else bytes(value)  # it may be changed before it has left
+        pieces.append(packer.bytes() + _BIN32 + len(data).to_bytes(4, "big"))
+        pieces.append(data)
+        packer.reset()
+    elif kind not in _CONTAINERS or len(value) > MAX_APART or depth > MAX_DEPTH:
+        packer.pack(value)
+    elif kind is dict:
+        packer.pack_map_header(len(value))
+        for key, item in value.items():
+            packer.pack(key)
+            _pack_pieces(item, packer, pieces, depth + 1)
+    else:
+        packer.pack_array_header(len(value))
+        for item in value:
+            _pack_pieces(item, packer, pieces, depth + 1)
+
+
+def as_plain_msgpack(codec: Codec) -> MsgPack | None:
+    """Return *codec* if its messages are MsgPack as it is, so that they can be joined and taken apart: not if
+    a subclass has changed something about them."""
+    cls = type(codec)
+    is_plain = isinstance(codec, MsgPack) and cls.encode is MsgPack.encode and cls.decode is MsgPack.decode
+    return codec if isinstance(codec, MsgPack) and is_plain else None
 
 
 class MsgPackBlosc(MsgPack):

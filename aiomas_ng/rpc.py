@@ -28,8 +28,10 @@ from typing import Any, Final, NoReturn
 
 from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
+from aiomas_ng._core.calls import SEQUENCES, explain_bad_call
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
+from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.proxy import CallOptions, Proxy, with_options
@@ -37,7 +39,6 @@ from aiomas_ng._io.reply import Reply
 from aiomas_ng.channel import Channel, Server
 from aiomas_ng.exceptions import (
     AddressError,
-    ArgumentError,
     ClosedByUsError,
     DeserializationError,
     RoutingError,
@@ -50,6 +51,7 @@ __all__ = [
     "RpcClient",
     "Service",
     "ServiceDict",
+    "batch",
     "expose",
     "open_connection",
     "start_server",
@@ -57,9 +59,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-#: What the arguments of a call are, decoded.
-SEQUENCES: Final = (list, tuple)
 
 #: The name under which references to services travel.
 REFERENCE_NAME: Final = "aiomas_ng.service"
@@ -264,14 +263,14 @@ class RpcClient:
         """Call the peer's function at *path*; the reply is ``None`` for a one-way call. See
         :meth:`aiomas_ng.channel.Channel.send` for errors."""
         if options is None:
-            return self._channel.send((path, args, kwargs), path=path, reply=reply)
+            return self._channel._request((path, args, kwargs), args, path, None, reply)
         if options.oneway:
             self._channel.post((path, args, kwargs))
             if reply is not None:
                 reply.set_result(None)
             return None
         timeout = options.timeout if reply is None else None  # else its time runs already
-        return self._channel.send((path, args, kwargs), timeout=timeout, path=path, reply=reply)
+        return self._channel._request((path, args, kwargs), args, path, timeout, reply)
 
     # Calls of the peer
 
@@ -280,25 +279,27 @@ class RpcClient:
         channel = self._channel
         try:
             path, args, kwargs = content if len(content) == 3 else content[:3]
-            if not isinstance(args, SEQUENCES) or not isinstance(kwargs, dict):
+            if type(args) not in SEQUENCES or type(kwargs) is not dict:
                 raise TypeError
             if self._router is None:
                 raise RoutingError("this side of the connection offers no RPC service")
-            func = self._router.resolve(path)
-            result = func(*args, **kwargs)
+            if path is None and msg_id is not None:
+                answer_batch(channel, self._router, msg_id, args)
+                return
+            result = self._router.resolve(path)(*args, **kwargs)
         except BaseException as error:  # even CancelledError: the function has it from some other future
-            self._failed(msg_id, content, error)
-            if isinstance(error, SystemExit | KeyboardInterrupt):
-                # It ends the loop, but not from here: uvloop lets nothing through that a protocol raises.
-                channel._loop.call_soon(_raise, error)
+            self._call_failed(msg_id, content, error)
             return
         channel._settle(msg_id, result)
 
-    def _failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
+    def _call_failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
         """Answer with the *error* of a call that did not get as far as its first wait."""
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            # It ends the loop, but not from here: uvloop lets nothing through that a protocol raises.
+            self._channel._loop.call_soon(_raise, error)
         tb = error.__traceback__
         if tb is not None and tb.tb_next is None:  # raised by _handle itself, before or at the call
-            error = _explain_bad_call(content, error)
+            error = explain_bad_call(content, error)
         if msg_id is not None:
             self._channel._answer_error(msg_id, error)
         else:
@@ -403,23 +404,3 @@ class RpcClient:
 
 def _raise(error: BaseException) -> NoReturn:
     raise error
-
-
-def _explain_bad_call(content: Any, error: BaseException) -> BaseException:
-    """Return what is wrong with a call that could not even be begun."""
-    if isinstance(error, RoutingError):
-        return error
-    if not isinstance(content, tuple | list) or len(content) not in (3, 4):
-        return DeserializationError("the content of an RPC request must be [path, args, kwargs]")
-    path, args, kwargs = content[:3]
-    if (
-        not isinstance(args, SEQUENCES)
-        or not isinstance(kwargs, dict)
-        or not all(isinstance(key, str) for key in kwargs)
-    ):
-        return DeserializationError(
-            "the content of an RPC request must be [path, args, kwargs] with a list and a dict"
-        )
-    if isinstance(error, TypeError):
-        return ArgumentError(f"cannot call {path!r}: {error}")
-    return error

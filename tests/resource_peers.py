@@ -48,12 +48,12 @@ class FakeChannel:
     def _peername(self) -> str:
         return "nowhere"
 
-    def post(self, content: Any, *, lane: int) -> None:
+    def post(self, content: Any, *, lane: int, gather: bool = True) -> None:
         if self.is_closed:
             raise ClosedByPeerError("the peer closed the connection")
         self._send_control(MESSAGE, lane, content)
 
-    def _send_control(self, msg_type: int, msg_id: int, content: Any = None) -> None:
+    def _send_control(self, msg_type: int, msg_id: int, content: Any = None, *, gather: bool = False) -> None:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

@@ -11,9 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aiomas_ng"
 
 LAYERS = [
-    {"exceptions"},
+    {"exceptions", "tuning"},
     {"_core"},
-    {"util", "_io.local_transport"},
+    {"util", "tuning", "_io.local_transport"},
     {"codecs", "clocks", "local_queue"},
     {"_io"},
     {"channel"},

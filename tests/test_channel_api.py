@@ -875,7 +875,9 @@ async def test_peers_recognize_each_other_by_the_first_request(transport: Any) -
         serve(server, echo)
         msg_id = peer.request("hello")
         assert msg_id == FIRST_ID
-        assert await peer.recv() == [SESSION, 0, {"version": 1}]
+        frame = await peer.recv()
+        assert frame[:2] == [SESSION, 0]
+        assert frame[2]["version"] == 1
         assert await peer.recv() == [RESULT, msg_id, "hello"]
         peer.send(REQUEST, FIRST_ID, "hello")
         assert await peer.recv() == [RESULT, FIRST_ID, "hello"]

@@ -688,7 +688,7 @@ async def test_small_frames_of_one_read_leave_in_one_write() -> None:
     writes: list[int] = []
     sink.write = lambda data: writes.append(len(data))  # type: ignore[method-assign]
     serve(channel, lambda size: bytes(size))
-    protocol.data_received(b"".join(encode("msgpack", REQUEST, i, 100) for i in range(100)))
+    protocol.data_received(b"".join(encode("msgpack", REQUEST, i, 100) for i in range(60)))
     assert len(writes) == 1
     protocol.data_received(b"".join(encode("msgpack", REQUEST, i, 10_000) for i in range(100)))
     assert 10 < len(writes) < 20

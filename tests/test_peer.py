@@ -32,13 +32,21 @@ ONE_WAY = CallOptions(oneway=True)
 class FakeChannel:
     """The little of a channel that a peer uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
         self.error: Any = None
         self.callbacks: list[Callable[[Any], None]] = []
 
     @property
     def is_closed(self) -> bool:
         return self.error is not None
+
+    @property
+    def _error(self) -> Any:
+        return self.error
+
+    def _request(self, content: Any, values: Any, path: str) -> Any:
+        return self._client.call(path, content[1], content[2], None)
 
     def _when_lost(self, callback: Callable[[Any], None]) -> None:
         if self.error is None:
@@ -57,7 +65,7 @@ class FakeClient:
     """Stands for a connection; writes down the calls, and answers them with their path."""
 
     def __init__(self) -> None:
-        self.channel = FakeChannel()
+        self.channel = self._channel = FakeChannel(self)
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
 
@@ -65,7 +73,9 @@ class FakeClient:
         if self.error is not None:
             raise self.error
         self.calls.append((path, args, kwargs))
-        reply = reply or Reply(asyncio.get_running_loop(), path)
+        if reply is None:
+            reply = Reply(loop=asyncio.get_running_loop())
+            reply._channel = None
         reply.set_result(path)
         return None if options is not None and options.oneway else reply
 

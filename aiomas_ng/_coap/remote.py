@@ -118,7 +118,8 @@ class Remote:
             ValueError, TypeError: The message is no complete one.
         """
         try:
-            self.channel.post(request.to_compact(), lane=frames.LANE_RESOURCES)
+            gather = len(self.outgoing) > 1
+            self.channel.post(request.to_compact(), lane=frames.LANE_RESOURCES, gather=gather)
         except ChannelClosedError as error:
             raise NetworkError(str(error)) from error
 
@@ -164,7 +165,8 @@ class Remote:
             self.channel._send_control(frames.PING, 0)
 
     def _send(self, content: Any) -> None:
-        self.channel._send_control(frames.MESSAGE, frames.LANE_RESOURCES, content)
+        gather = len(self.incoming) > 1
+        self.channel._send_control(frames.MESSAGE, frames.LANE_RESOURCES, content, gather=gather)
 
     # What arrives: the interface of aiomas_ng._io.answerer.Lane
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "BUNDLE",
     "CANCEL",
     "CREDIT",
     "EXCEPTION",
@@ -50,6 +51,10 @@ STREAM: Final = 10
 LANE_RPC: Final = 0
 #: The lane of requests to resources, and the responses to them (see :mod:`aiomas_ng.message`).
 LANE_RESOURCES: Final = 1
+
+#: ``[11, 0, [[type, id, content], …]]``: several frames in one, sent to a peer whose SESSION has said that it
+#: takes them: to decode them together is faster than one by one.
+BUNDLE: Final = 11
 
 #: Our ids count up from here.  Old peers echo any id; ours recognize one of theirs by its first request.
 FIRST_ID: Final = 0x616E6700

@@ -6,13 +6,27 @@ from typing import Any, Final
 
 import msgpack
 
-__all__ = ["FREE_CELLS", "check_arrays", "read_head"]
+__all__ = ["FREE_CELLS", "HARMLESS_SIZE", "check_arrays", "cut_array", "read_head"]
 
 FREE_CELLS: Final = 2**17
 """Cells that the array headers in a message can announce together without a closer look."""
 
+HARMLESS_SIZE: Final = 362
+"""Bytes of a message whose headers cannot announce more than :data:`FREE_CELLS`, whatever is in it."""
 
-def check_arrays(message: bytes | bytearray) -> None:
+FEW_VALUES: Final = 64
+"""Values that are stepped over one by one in Python."""
+
+# Of the first byte of a value: how many bytes follow that say the size of the rest, or of how many it is.
+_SIZE_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
+_FIXED: Final = {
+    0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8,
+    0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,
+}  # fmt: skip
+_EXT: Final = (0xC7, 0xC8, 0xC9)
+
+
+def check_arrays(message: bytes | bytearray | memoryview) -> None:
     """Raise an error if arrays in *message* could have far fewer items than their headers announce.
 
     A tuple is allocated from its header, and headers can be nested a thousand deep, so some kilobytes could
@@ -22,6 +36,11 @@ def check_arrays(message: bytes | bytearray) -> None:
         Exception: What msgpack raises for a message that is cut off.
     """
     size = len(message)
+    # A few values of which one is large are told without the copy that an unpacker makes of all of them.
+    if size > FREE_CELLS and has_few_values(message):
+        return
+    if isinstance(message, memoryview):
+        message = message.tobytes()
     # Arrays of 16 items and more have one of these bytes in their header; other places may have them as well.
     # In a large message, to count them takes longer than to step over all of its values.
     if size <= FREE_CELLS and (message.count(b"\xdc") + message.count(b"\xdd")) * size <= FREE_CELLS:
@@ -29,6 +48,56 @@ def check_arrays(message: bytes | bytearray) -> None:
     unpacker = msgpack.Unpacker(max_buffer_size=size)
     unpacker.feed(message)
     unpacker.skip()
+
+
+def has_few_values(message: bytes | bytearray | memoryview) -> bool:
+    """Return whether *message* is complete and made of at most :data:`FEW_VALUES` values."""
+    size = len(message)
+    pos, waiting = 0, 1
+    for _ in range(FEW_VALUES):
+        if pos >= size:
+            return False
+        first = message[pos]
+        pos += 1
+        waiting -= 1
+        if first <= 0x7F or first >= 0xE0:
+            pass
+        elif first <= 0x8F:
+            waiting += 2 * (first & 0x0F)
+        elif first <= 0x9F:
+            waiting += first & 0x0F
+        elif first <= 0xBF:
+            pos += first & 0x1F
+        elif first in _FIXED:
+            pos += _FIXED[first]
+        elif first in _SIZE_BYTES:
+            width = _SIZE_BYTES[first]
+            pos += width + int.from_bytes(message[pos : pos + width], "big") + (first in _EXT)
+        else:
+            return False  # an array or map of 16 items and more, or nothing that there is
+        if not waiting:
+            return pos <= size
+    return False
+
+
+def cut_array(message: bytes | memoryview, offset: int, forbidden: bytes) -> list[bytes] | None:
+    """Return the items of the array at *offset* in *message* as they are encoded; ``None`` if one of them
+    begins with *forbidden*.
+
+    Raises:
+        Exception: What msgpack raises for a message that is cut off.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(message))
+    unpacker.feed(memoryview(message)[offset:])
+    items = []
+    count = unpacker.read_array_header()
+    start = unpacker.tell()
+    for _ in range(count):
+        unpacker.skip()
+        stop = unpacker.tell()
+        items.append(bytes(message[offset + start : offset + stop]))
+        start = stop
+    return None if any(item.startswith(forbidden) for item in items) else items
 
 
 def read_head(data: bytes | bytearray | memoryview) -> tuple[int, Any] | None:

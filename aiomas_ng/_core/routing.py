@@ -44,6 +44,9 @@ def expose(func: F) -> F:
     return func
 
 
+_get: Final = object.__getattribute__
+
+
 class Router:
     """A node in the tree of services: finds what its object *obj* and the services below offer.
 
@@ -92,12 +95,40 @@ class Router:
             RoutingError: The path leads nowhere; says up to where it could be followed.
             NotExposedError: It leads to something that is not exposed, such as the ``__call__`` of a service.
         """
-        found = self.find(path)
+        found = self._find_fast(path) or self.find(path)
         if type(found) is types.MethodType or type(found) is types.FunctionType:
             return found  # as nearly always
         if callable(found) and is_rpc_service(found) and not _is_callable_service(found):
             raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
         return found
+
+    def _find_fast(self, path: str) -> Any:
+        """Return what *path* leads to if it is as nearly always: services that are attached, and still what
+        is there, then a method that the class itself defines. Else ``None``."""
+        try:
+            names = path.split("/")
+            last = names.pop()
+            router = self
+            obj = self.obj
+            for name in names:
+                child = router._children[name]  # type: ignore[index]  # a TypeError is caught
+                entries = obj.dict if type(obj) is ServiceDict else _get(obj, "__dict__")
+                obj = child.obj
+                if entries[name] is not obj or child.parent is not router:
+                    return None
+                router = child
+            cls = type(obj)
+            function = cls.__dict__[last]
+            if (
+                type(function) is types.FunctionType
+                and function.__dict__["__rpc__"] is True
+                and last not in _get(obj, "__dict__")
+                and not issubclass(cls, _NOT_PLAIN)
+            ):
+                return types.MethodType(function, obj)
+        except (AttributeError, KeyError, TypeError):
+            pass
+        return None
 
     def find(self, path: str) -> Any:
         """Return what *path* leads to, as :meth:`resolve`, but not in order to call it."""
@@ -185,13 +216,6 @@ class Router:
 
     def _find_child(self, name: str) -> Router | None:
         """Return the router of the sub-service *name*, attaching it if that was not done yet."""
-        # The usual case first, as each call comes along here: it is attached, and still what is there.
-        attached = self._children.get(name) if self._children else None
-        if attached is not None and attached.parent is self:
-            obj = self.obj
-            entries = obj.dict if isinstance(obj, ServiceDict) else _attributes(obj)
-            if entries.get(name) is attached.obj:
-                return attached
         router = self._peek(name)
         if router is None:
             self.unset_sub_router(name)  # it was there once
@@ -204,16 +228,7 @@ class Router:
 
     def _find_function(self, name: str) -> Any:
         obj = self.obj
-        # The usual case first, as each call comes along here: a method that the class itself defines.
-        value = type(obj).__dict__.get(name)
-        if (
-            type(value) is types.FunctionType
-            and value.__dict__.get("__rpc__") is True
-            and name not in _attributes(obj)
-            and not isinstance(obj, type | ServiceDict)
-        ):
-            return types.MethodType(value, obj)
-        value, is_of_class = _look_up(self.obj, name)
+        value, is_of_class = _look_up(obj, name)
         if value is not _MISSING and _is_marked(value):
             if is_of_class:
                 value = getattr(self.obj, name)  # binds it
@@ -342,6 +357,10 @@ class ServiceDict:
         self.dict = {} if dict is None else dict  #: The wrapped dict.
         self.router = Router(self)  #: The dict's router.
         self.router.adopt()
+
+
+#: What has more than its class to offer.
+_NOT_PLAIN: Final = (type, ServiceDict)
 
 
 def is_rpc_service(obj: Any) -> bool:

@@ -155,6 +155,7 @@ class Answerer(Connection):
         self._inbox: collections.OrderedDict[Any, tuple[Any, int]] = collections.OrderedDict()
         self._inbox_size = 0
         self._violations = 0
+        self._batched = 0  # tasks that work on the calls of batches
 
     async def recv(self) -> Request:
         """Wait for the next request of the peer and return it.
@@ -298,7 +299,7 @@ class Answerer(Connection):
     def _start_job(self, msg_id: int | str | None, result: Any) -> Job | None:
         """Work on *result* in a task; return ``None`` if there is no room for it, or the id is in use."""
         job = Job(self, msg_id, result)
-        if len(self._running) >= self._limits.requests:
+        if len(self._running) + self._batched >= self._limits.requests:
             job.dispose()
             error = OverloadError("too many requests of this connection are being worked on")
             self._answer_error(msg_id, error)
@@ -330,9 +331,18 @@ class Answerer(Connection):
 
     def _answer(self, msg_id: int | str, result: Any) -> None:
         try:
-            self._protocol.write(self._encode((RESULT, msg_id, result)))
+            if type(result) is bytes and len(result) >= codecs.LARGE:
+                self._protocol.write_pieces(self._encode_pieces((RESULT, msg_id, result)))
+                return
+            self._answer_encoded(self._encode((RESULT, msg_id, result)))
         except (SerializationError, FrameTooLargeError) as error:
             self._answer_error(msg_id, error)
+
+    def _answer_encoded(self, payload: bytes) -> None:
+        if self._running:  # others may end in the same turn of the loop
+            self._protocol.write(payload)
+        else:
+            self._protocol.write_now(payload)
 
     def _answer_error(self, msg_id: int | str | None, error: BaseException) -> None:
         if self._error is not None:

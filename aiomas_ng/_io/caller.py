@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._core import failure, frames
@@ -10,10 +11,12 @@ from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import MESSAGE, REQUEST
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
+from aiomas_ng.codecs import BINARY, LARGE
 from aiomas_ng.exceptions import AiomasError, MalformedFrameError, OverloadError, ProtocolError
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Lane
+    from aiomas_ng._io.shortcut import Shortcut
 
 __all__ = ["Caller"]
 
@@ -25,6 +28,7 @@ class Caller(Connection):
     """Sends requests and takes their replies."""
 
     _lane: Lane | None
+    _shortcut: Shortcut | None = None  #: The short way, if the other end is in this container.
 
     def send(
         self,
@@ -32,7 +36,6 @@ class Caller(Connection):
         *,
         timeout: float | None = None,
         path: str | None = None,
-        reply: Reply | None = None,
     ) -> Reply:
         """Send the request *content*; return the :class:`Reply`, a future, which need not be awaited.
 
@@ -40,7 +43,6 @@ class Caller(Connection):
             content: Anything the codec encodes.  It is encoded at once, so it may be changed afterwards.
             timeout: Seconds to wait for the reply; ``None`` for no limit.
             path: Name of what is called, for errors.
-            reply: A reply that was made before there was a connection, to be used and returned.
 
         Raises:
             SerializationError: *content* cannot be encoded.
@@ -52,18 +54,51 @@ class Caller(Connection):
         :exc:`~aiomas_ng.exceptions.ChannelClosedError` if the connection ended first, with
         :exc:`~aiomas_ng.exceptions.CallTimeoutError` after *timeout*.
         """
+        return self._request(content, (content,), path, timeout, None)
+
+    def _request(
+        self,
+        content: Any,
+        values: Sequence[Any],
+        path: str | None,
+        timeout: float | None = None,
+        reply: Reply | None = None,
+    ) -> Reply:
+        """Send a request.
+
+        Args:
+            content: See :meth:`send`, as for *path*, *timeout* and the errors.
+            values: What of *content* may be large bytes.
+            path: Name of what is called.
+            timeout: Seconds.
+            reply: A reply that was made before there was a connection, to be used and returned.
+        """
         if self._error is not None:
             self._raise_closed()
-        if self._protocol.is_paused:
+        if self._shortcut is not None:
+            self._shortcut.make_way()
+        protocol = self._protocol
+        if protocol.is_paused:
             self._check_backlog()
         if reply is None:
-            reply = Reply(self._loop, path)
-        reply._msg_id = msg_id = self._exchange.open(reply)
+            reply = Reply(loop=self._loop)
+            reply.path = path
+        exchange = self._exchange
+        reply._msg_id = msg_id = exchange.open(reply)
         reply._channel = self
         try:
-            self._protocol.write(self._encode((REQUEST, msg_id, content)))
+            for value in values:
+                if type(value) in BINARY and len(value) >= LARGE:
+                    protocol.write_pieces(self._encode_pieces((REQUEST, msg_id, content)))
+                    break
+            else:
+                payload = self._encode((REQUEST, msg_id, content))
+                if len(exchange.calls) > 1:
+                    protocol.write(payload)
+                else:  # nothing else is likely to leave in this turn of the loop
+                    protocol.write_now(payload)
         except BaseException:
-            self._exchange.withdraw(msg_id)
+            exchange.withdraw(msg_id)
             raise
         if timeout is not None:
             reply.expire_after(timeout)
@@ -71,22 +106,30 @@ class Caller(Connection):
             self._start_reading()
         return reply
 
-    def post(self, content: Any, *, lane: int = frames.LANE_RPC) -> None:
+    def post(self, content: Any, *, lane: int = frames.LANE_RPC, gather: bool = True) -> None:
         """Send the one-way message *content*: it is not answered.
 
         At a peer of ours it arrives as a :class:`Request` with ``is_oneway``, in order with the requests. A
         peer that is not (yet) known to be one of ours gets a request, whose reply is dropped. Messages of
         other lanes are sent as they are: who uses them knows that the peer is one of ours.
 
+        Args:
+            content: Anything the codec encodes.
+            lane: What the message is for.
+            gather: Others are likely to follow in this turn of the loop, so it waits for them.
+
         Raises:
             SerializationError, FrameTooLargeError, OverloadError, ChannelClosedError: As for :meth:`send`.
         """
         if self._error is not None:
             self._raise_closed()
+        if self._shortcut is not None:
+            self._shortcut.make_way()
         if self._protocol.is_paused:
             self._check_backlog()
         if self._exchange.is_peer_ours or lane != frames.LANE_RPC:
-            self._protocol.write(self._encode((MESSAGE, lane, content)))
+            write = self._protocol.write if gather else self._protocol.write_now
+            write(self._encode((MESSAGE, lane, content)))
             if lane != frames.LANE_RPC and not self._is_reading:
                 self._start_reading()
         else:
@@ -120,7 +163,7 @@ class Caller(Connection):
 
     def _take_stream_frame(self, msg_type: int, msg_id: Any, content: Any) -> None:
         call = self._exchange.find(msg_id)
-        if msg_type == frames.STREAM and type(call) is Reply:
+        if msg_type == frames.STREAM and isinstance(call, Reply):
             state = StreamState(self, msg_id, self._limits.stream_window, call.path)
             self._exchange.calls[msg_id] = state
             self._grant(msg_id, self._limits.stream_window)

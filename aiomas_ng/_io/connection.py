@@ -48,6 +48,9 @@ class Connection:
     ) -> None:
         self._protocol = protocol
         self._codec = codec
+        self._plain = codecs.as_plain_msgpack(codec)
+        if self._plain is not None:
+            self._encode = self._plain.encode  # type: ignore[assignment]  # others need a second look
         self._transport = transport
         self._loop = loop
         # Kept, because the transports of uvloop forget them when they are closed.
@@ -104,9 +107,24 @@ class Connection:
             raise SerializationError(f"cannot encode {short(frame[2])}: {error}") from error
         return payload
 
-    def _send_control(self, msg_type: int, msg_id: int | str, content: Any = None) -> None:
+    def _encode_pieces(self, frame: tuple[int, Any, Any]) -> list[bytes]:
+        """Encode a frame with large bytes in it without copying those, if the codec can do that."""
+        return [self._encode(frame)] if self._plain is None else self._plain.encode_pieces(frame)
+
+    def _send_control(
+        self, msg_type: int, msg_id: int | str, content: Any = None, *, gather: bool = False
+    ) -> None:
+        """Send a frame that nobody has to hear of if it cannot be sent any more.
+
+        Args:
+            msg_type: Its type.
+            msg_id: Its id.
+            content: Its content.
+            gather: Others are likely to follow in this turn of the loop, so it should wait for them.
+        """
         if self._error is None and not self._transport.is_closing():
-            self._protocol.write(self._encode((msg_type, msg_id, content)))
+            write = self._protocol.write if gather else self._protocol.write_now
+            write(self._encode((msg_type, msg_id, content)))
 
     def _start_reading(self) -> None:
         if not self._is_reading and self._error is None:

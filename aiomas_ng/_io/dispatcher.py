@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from aiomas_ng import codecs
 from aiomas_ng._core import frames
 from aiomas_ng._core.codec_errors import short
-from aiomas_ng._core.frames import EXCEPTION, MESSAGE, REQUEST, RESULT
+from aiomas_ng._core.frames import BUNDLE, EXCEPTION, MESSAGE, REQUEST, RESULT
 from aiomas_ng._io.answerer import Answerer, LaneMessage
 from aiomas_ng._io.caller import Caller
 from aiomas_ng._io.connection import logger
-from aiomas_ng._io.reply import Reply
+from aiomas_ng._io.reply import StreamState
+from aiomas_ng._io.writer import CORK_SIZE
 from aiomas_ng.exceptions import AiomasError, MalformedFrameError, ProtocolError, UnknownFrameTypeError
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ __all__ = ["Dispatcher"]
 NOT_FOUND: Final = 0x84
 NO_RESOURCES: Final = b"there are no resources here"
 
+#: Bytes of a bundle that we take, at most.
+BUNDLE_SIZE: Final = 2 * CORK_SIZE
+
+SEQUENCES: Final = (tuple, list)
+
 #: Codes of requests are below.
 FIRST_RESPONSE: Final = 32
 
@@ -37,6 +43,7 @@ class Dispatcher(Caller, Answerer):
     ) -> None:
         super().__init__(protocol, codec, transport, loop)
         self._due_pong: int | None = None
+        self._has_greeted = False
 
     def _take_frame(self, msg_type: Any, msg_id: Any, content: Any, size: int) -> None:
         """Take a decoded frame.
@@ -47,12 +54,13 @@ class Dispatcher(Caller, Answerer):
         if type(msg_type) is not int:
             raise MalformedFrameError(f"a frame's type must be an integer but is {short(msg_type)}")
         if msg_type == RESULT:
-            call = self._exchange.settle(msg_id)
-            if type(call) is Reply:
-                if not call.done():
-                    call.set_result(content)
-            elif call is not None:
+            call = self._exchange.calls.pop(msg_id, None) if type(msg_id) is int else None
+            if type(call) is StreamState:
                 call.end()
+            elif call is None:
+                self._exchange.settle(msg_id)  # it has ended before, or never was
+            elif not call.done():
+                call.set_result(content)
         elif msg_type == REQUEST:
             if type(msg_id) is not int and type(msg_id) is not str:
                 raise MalformedFrameError(
@@ -69,6 +77,44 @@ class Dispatcher(Caller, Answerer):
             self._take_exception(msg_id, content)
         else:
             self._take_extension(msg_type, msg_id, content, size)
+
+    def _take_bundle(self, messages: Any, size: int) -> None:
+        """Take several frames that came as one.
+
+        Args:
+            messages: The content of the frame, a sequence of ``(type, id, content)``.
+            size: Bytes of all of them.
+
+        Raises:
+            ProtocolError: It is no such sequence.
+        """
+        if type(messages) not in SEQUENCES or not messages:
+            raise MalformedFrameError(f"a bundle must be an array of frames but is {short(messages)}")
+        share = size // len(messages)
+        for message in messages:
+            if self._error is not None:
+                return
+            try:
+                try:
+                    msg_type, msg_id, content = message
+                except (TypeError, ValueError):
+                    raise MalformedFrameError(f"not [type, id, content]: {short(message)}") from None
+                self._take_frame(msg_type, msg_id, content, share)
+            except ProtocolError as violation:
+                self._note_violation(violation)
+
+    def _take_session(self, content: Any) -> None:
+        """The peer says what it is capable of; say the same of us, once."""
+        if type(content) is not dict:
+            raise MalformedFrameError(f"a session must be a map but is {short(content)}")
+        bundle_size = content.get("bundle")
+        if bundle_size is not None and (type(bundle_size) is not int or bundle_size < 0):
+            raise MalformedFrameError(
+                f"a session's 'bundle' must be an integer >= 0 but is {short(bundle_size)}"
+            )
+        if self._plain is not None and bundle_size:
+            self._protocol.take_up_bundles(self._plain.join, bundle_size)
+        self._greet()
 
     def _take_extension(self, msg_type: int, msg_id: Any, content: Any, size: int) -> None:
         """Take a frame of a type that only peers of ours send."""
@@ -98,6 +144,8 @@ class Dispatcher(Caller, Answerer):
                 raise MalformedFrameError(f"a ping's number must be an integer but is {short(msg_id)}")
             self._due_pong = msg_id
             self._send_due_pong()
+        elif msg_type == frames.SESSION:
+            self._take_session(content)
 
     def _take_lane_message(self, lane: Any, content: Any, size: int) -> None:
         if lane != frames.LANE_RESOURCES:
@@ -140,9 +188,18 @@ class Dispatcher(Caller, Answerer):
         before."""
         abandoned = self._exchange.recognize()
         if greet:
-            self._send_control(frames.SESSION, 0, {"version": frames.WIRE_VERSION})
+            self._greet()
         for msg_id in abandoned:
             self._send_control(frames.CANCEL, msg_id)
+
+    def _greet(self) -> None:
+        """Say that we are one of ours, once."""
+        if not self._has_greeted:
+            self._has_greeted = True
+            session = {"version": frames.WIRE_VERSION}
+            if self._plain is not None:
+                session["bundle"] = min(BUNDLE_SIZE, self._limits.frame_size)
+            self._send_control(frames.SESSION, 0, session)
 
     def _reject_frame(self, msg_type: int, msg_id: Any, error: AiomasError, size: int) -> None:
         """A frame whose type and id are known cannot be taken: end the request it belongs to, and nothing
@@ -165,6 +222,11 @@ class Dispatcher(Caller, Answerer):
                 self._lane.lose(error)
                 self._note_violation(error)
             else:
+                if msg_type == BUNDLE:
+                    # The replies to any requests of ours may have been in it: they might wait for ever.
+                    self._fail_calls(error)
+                    if self._lane is not None:
+                        self._lane.lose(error)
                 raise MalformedFrameError(f"a frame of type {short(msg_type)} cannot be taken: {error}")
         except ProtocolError as violation:
             self._note_violation(violation)

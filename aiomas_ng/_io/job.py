@@ -14,7 +14,7 @@ from aiomas_ng.exceptions import StreamError
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
 
-__all__ = ["CURRENT_JOB", "Job", "is_awaitable", "is_stream"]
+__all__ = ["CURRENT_JOB", "Job", "dispose", "is_awaitable", "is_stream"]
 
 #: The job that the running code is part of: it may close its own channel without being cancelled by that.
 CURRENT_JOB: contextvars.ContextVar[Job | None] = contextvars.ContextVar("CURRENT_JOB", default=None)
@@ -31,6 +31,14 @@ def is_stream(result: Any) -> bool:
 def is_awaitable(result: Any) -> bool:
     """Return whether a handler's *result* has to be awaited first."""
     return isinstance(result, types.CoroutineType) or asyncio.isfuture(result) or inspect.isawaitable(result)
+
+
+def dispose(result: Any) -> None:
+    """Drop a handler's *result* that was to be awaited and will not be."""
+    if hasattr(result, "close"):
+        result.close()
+    elif asyncio.isfuture(result):
+        result.cancel()
 
 
 class Job:
@@ -69,10 +77,7 @@ class Job:
 
     def dispose(self) -> None:
         """Drop what was not begun, without a warning that it was not awaited."""
-        if hasattr(self._result, "close"):
-            self._result.close()
-        elif asyncio.isfuture(self._result):
-            self._result.cancel()
+        dispose(self._result)
 
     def grant(self, count: int) -> None:
         """Let *count* more items be sent."""

@@ -128,13 +128,20 @@ class Peer:
             OverloadError: Too many calls wait for the connection already.
             ClosedByUsError: The table of peers was closed.
         """
+        client = self._client
+        if client is not None and not self._waiting and client._channel._error is None:
+            if options is None:
+                return client._channel._request((path, args, kwargs), args, path)
+            return client.call(path, args, kwargs, options)
         client = self.client
         if client is not None and not self._waiting:
             return client.call(path, args, kwargs, options)
         self._peers.check_open()
         if len(self._waiting) >= MAX_WAITING:
             raise OverloadError(f"{len(self._waiting)} calls wait for the connection to {self.url} already")
-        reply = Reply(self._peers.loop, path)
+        reply = Reply(loop=self._peers.loop)
+        reply.path = path
+        reply._channel = None
         if options is not None and options.timeout is not None:
             reply.expire_after(options.timeout)
         # Only a connection can encode them, but the caller may change them afterwards, as with any call.

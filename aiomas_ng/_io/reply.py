@@ -28,13 +28,12 @@ class Reply(asyncio.Future[Any]):
 
     __slots__ = ("_channel", "_msg_id", "_timer", "path")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, path: str | None = None) -> None:
-        super().__init__(loop=loop)
-        self._channel: Caller | None = None  # set when the request is sent
-        self._msg_id = -1
-        self._timer: asyncio.TimerHandle | None = None
-        #: The called path, ``None`` where the request is no RPC.
-        self.path = path
+    # No __init__: it would cost as much as all the rest of making one.  Who makes it sets these.
+    _channel: Caller | None  #: ``None`` until the request is sent.
+    _msg_id: int
+    _timer: asyncio.TimerHandle | None
+    #: The called path, ``None`` where the request is no RPC.
+    path: str | None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Give up the request; return ``False`` if it has ended already."""
@@ -70,7 +69,8 @@ class Reply(asyncio.Future[Any]):
 
 
 def _stop_timer(reply: asyncio.Future[Any]) -> None:
-    if isinstance(reply, Reply) and reply._timer is not None:
+    if isinstance(reply, Reply):
+        assert reply._timer is not None
         reply._timer.cancel()
         reply._timer = None
 
