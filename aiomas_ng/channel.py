@@ -30,7 +30,7 @@ from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.answerer import Request
 from aiomas_ng._io.bulk import BulkReader
 from aiomas_ng._io.connection import logger
-from aiomas_ng._io.dispatcher import Dispatcher
+from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
 from aiomas_ng._io.job import is_awaitable
 from aiomas_ng._io.reply import Reply, ReplyStream
@@ -275,7 +275,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         parser = self._parser
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
-            self._take_payload(data[4:])
+            if self.channel is not None and self.channel._error is None:
+                self._take_payload(data[4:])
             return
         frames = parser.feed(data)
         if frames:
@@ -284,7 +285,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             # Into one large buffer, and not piece by piece: twice as fast. For small frames it is slower.
             BulkReader(self, self._parser, self._take_payloads, is_copied=self._plain is not None)
 
-    def _take_payloads(self, payloads: Sequence[Frame | Oversized]) -> None:
+    def _take_payloads(self, payloads: Sequence[Frame | Oversized], is_bundled: bool = False) -> None:
         channel = self.channel
         assert channel is not None
         self.gather()
@@ -295,21 +296,26 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                 if isinstance(payload, Oversized):
                     self._reject_oversized(payload)
                 else:
-                    self._take_payload(payload)
+                    self._take_payload(payload, is_bundled)
         finally:
             self.release()
 
-    def _take_payload(self, payload: Frame) -> None:
+    def _take_payload(self, payload: Frame, is_bundled: bool = False) -> None:
         channel = self.channel
         assert channel is not None
         try:
             msg_type, msg_id, content = self._decode(payload)
         except Exception as error:
-            self._reject_undecodable(payload, error)
+            self._reject_undecodable(payload, error, is_bundled)
             return
         self._is_decoding_known = True
         try:
-            if msg_type == BUNDLE:
+            if msg_type == BUNDLE and not is_bundled:
+                if len(payload) > BUNDLE_SIZE:
+                    self._reject(
+                        payload, FrameTooLargeError(len(payload), BUNDLE_SIZE, "a bundle from the peer")
+                    )
+                    return
                 self.gather()
                 try:
                     channel._take_bundle(content, len(payload))
@@ -324,11 +330,12 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         error = FrameTooLargeError(frame.size, self.limits.frame_size, "a frame from the peer")
         self._reject(frame.head, error)
 
-    def _reject_undecodable(self, payload: Frame, error: Exception) -> None:
-        messages = self._plain.split(payload) if self._plain is not None else None
-        if messages is not None:  # one of a bundle; the others are fine
-            self._take_payloads(messages)
-            return
+    def _reject_undecodable(self, payload: Frame, error: Exception, is_bundled: bool) -> None:
+        if self._plain is not None and not is_bundled and len(payload) <= BUNDLE_SIZE:
+            messages = self._plain.split(payload)
+            if messages is not None:  # one of a bundle is bad; the others are fine
+                self._take_payloads(messages, is_bundled=True)
+                return
         cause = (
             error
             if isinstance(error, DeserializationError)

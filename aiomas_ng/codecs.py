@@ -344,10 +344,20 @@ class MsgPack(Codec):
         return self._restore(*content)
 
 
+def is_large(value: bytes | bytearray | memoryview) -> bool:
+    """Return whether *value* is worth to be kept apart from what is encoded around it."""
+    if type(value) is not memoryview:
+        return len(value) >= LARGE
+    try:
+        return value.nbytes >= LARGE
+    except ValueError:  # it was released; to encode it says so
+        return False
+
+
 def _pack_pieces(value: Any, packer: msgpack.Packer, pieces: list[bytes], depth: int) -> None:
     """Pack *value*; at each large object add what was packed so far, and the object, to *pieces*."""
     kind = type(value)
-    if kind in BINARY and len(value) >= LARGE:
+    if kind in BINARY and is_large(value):
         data = value if kind is bytes else bytes(value)  # it may be changed before it has left
         pieces.append(packer.bytes() + _BIN32 + len(data).to_bytes(4, "big"))
         pieces.append(data)
@@ -369,8 +379,9 @@ def as_plain_msgpack(codec: Codec) -> MsgPack | None:
     """Return *codec* if its messages are MsgPack as it is, so that they can be joined and taken apart: not if
     a subclass has changed something about them."""
     cls = type(codec)
-    is_plain = isinstance(codec, MsgPack) and cls.encode is MsgPack.encode and cls.decode is MsgPack.decode
-    return codec if isinstance(codec, MsgPack) and is_plain else None
+    if not isinstance(codec, MsgPack) or cls.encode is not MsgPack.encode or cls.decode is not MsgPack.decode:
+        return None
+    return codec if vars(codec).keys().isdisjoint(("encode", "decode")) else None
 
 
 class MsgPackBlosc(MsgPack):

@@ -97,6 +97,8 @@ def cut_array(message: bytes | memoryview, offset: int, forbidden: bytes) -> lis
         stop = unpacker.tell()
         items.append(bytes(message[offset + start : offset + stop]))
         start = stop
+    if offset + start != len(message):
+        raise ValueError("there is more than the array")
     return None if any(item.startswith(forbidden) for item in items) else items
 
 

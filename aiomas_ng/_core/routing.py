@@ -95,16 +95,8 @@ class Router:
             RoutingError: The path leads nowhere; says up to where it could be followed.
             NotExposedError: It leads to something that is not exposed, such as the ``__call__`` of a service.
         """
-        found = self._find_fast(path) or self.find(path)
-        if type(found) is types.MethodType or type(found) is types.FunctionType:
-            return found  # as nearly always
-        if callable(found) and is_rpc_service(found) and not _is_callable_service(found):
-            raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
-        return found
-
-    def _find_fast(self, path: str) -> Any:
-        """Return what *path* leads to if it is as nearly always: services that are attached, and still what
-        is there, then a method that the class itself defines. Else ``None``."""
+        # As nearly always: services that are attached, and still what is there, then a method that the class
+        # itself defines.
         try:
             names = path.split("/")
             last = names.pop()
@@ -115,7 +107,7 @@ class Router:
                 entries = obj.dict if type(obj) is ServiceDict else _get(obj, "__dict__")
                 obj = child.obj
                 if entries[name] is not obj or child.parent is not router:
-                    return None
+                    raise KeyError(name)
                 router = child
             cls = type(obj)
             function = cls.__dict__[last]
@@ -128,7 +120,10 @@ class Router:
                 return types.MethodType(function, obj)
         except (AttributeError, KeyError, TypeError):
             pass
-        return None
+        found = self.find(path)
+        if callable(found) and is_rpc_service(found) and not _is_callable_service(found):
+            raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
+        return found
 
     def find(self, path: str) -> Any:
         """Return what *path* leads to, as :meth:`resolve`, but not in order to call it."""

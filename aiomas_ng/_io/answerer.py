@@ -331,18 +331,16 @@ class Answerer(Connection):
 
     def _answer(self, msg_id: int | str, result: Any) -> None:
         try:
-            if type(result) is bytes and len(result) >= codecs.LARGE:
+            if type(result) is bytes and codecs.is_large(result):
                 self._protocol.write_pieces(self._encode_pieces((RESULT, msg_id, result)))
                 return
-            self._answer_encoded(self._encode((RESULT, msg_id, result)))
+            payload = self._encode((RESULT, msg_id, result))
+            if self._running:  # others may end in the same turn of the loop
+                self._protocol.write(payload)
+            else:
+                self._protocol.write_now(payload)
         except (SerializationError, FrameTooLargeError) as error:
             self._answer_error(msg_id, error)
-
-    def _answer_encoded(self, payload: bytes) -> None:
-        if self._running:  # others may end in the same turn of the loop
-            self._protocol.write(payload)
-        else:
-            self._protocol.write_now(payload)
 
     def _answer_error(self, msg_id: int | str | None, error: BaseException) -> None:
         if self._error is not None:

@@ -235,7 +235,7 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
     rest = _Rest(channel, results, errors, waiting)
     if not waiting:
         try:
-            channel._answer_encoded(channel._encode((RESULT, msg_id, (results, errors))))
+            channel._protocol.write_now(channel._encode((RESULT, msg_id, (results, errors))))
         except (SerializationError, FrameTooLargeError):
             rest.leave_out_unencodable()
             channel._answer(msg_id, (results, errors))

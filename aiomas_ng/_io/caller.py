@@ -11,7 +11,7 @@ from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import MESSAGE, REQUEST
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
-from aiomas_ng.codecs import BINARY, LARGE
+from aiomas_ng.codecs import BINARY, is_large
 from aiomas_ng.exceptions import AiomasError, MalformedFrameError, OverloadError, ProtocolError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Caller(Connection):
         reply._channel = self
         try:
             for value in values:
-                if type(value) in BINARY and len(value) >= LARGE:
+                if type(value) in BINARY and is_large(value):
                     protocol.write_pieces(self._encode_pieces((REQUEST, msg_id, content)))
                     break
             else:

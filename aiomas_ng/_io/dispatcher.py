@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from aiomas_ng.channel import ChannelProtocol
 
-__all__ = ["Dispatcher"]
+__all__ = ["BUNDLE_SIZE", "Dispatcher"]
 
 #: What those are told who request a resource of a peer that has none: 4.04, and why.
 NOT_FOUND: Final = 0x84

@@ -27,6 +27,8 @@ MAX_GATHERED: Final = 64
 #: Bytes of a large object that are given to the transport at a time; it copies what the system does not take.
 SLICE_SIZE: Final = 256 * 1024
 
+#: Bytes at both ends of a large object that are written together with what is around it.
+EDGE_SIZE: Final = 32 * 1024
 #: Bytes that a bundle has beside the frames in it, at most.
 BUNDLE_HEAD_SIZE: Final = 8
 
@@ -68,8 +70,10 @@ class FrameWriter:
         """
         self.flush()  # what is gathered already may be more than the peer takes in one
         # The last of what is gathered comes on top, and the head of the bundle.
-        self._cork_size = min(CORK_SIZE, size // 2 - BUNDLE_HEAD_SIZE)
-        self._join = join if self._cork_size > 0 else None
+        cork_size = min(CORK_SIZE, min(size, self._frame_size) // 2 - BUNDLE_HEAD_SIZE)
+        if cork_size > 0:
+            self._cork_size = cork_size
+            self._join = join
 
     def write(self, payload: bytes) -> None:
         """Write *payload* as a frame, together with others of the same turn of the loop.
@@ -119,14 +123,21 @@ class FrameWriter:
         if size > self._frame_size:
             raise FrameTooLargeError(size, self._frame_size, "the encoded message")
         self.flush()
-        self._pass_on(_pack(size))
+        small: list[bytes | memoryview] = [_pack(size)]
         for piece in pieces:
-            if len(piece) <= SLICE_SIZE:
-                self._pass_on(piece)
-            else:
-                view = memoryview(piece)
-                for start in range(0, len(piece), SLICE_SIZE):
-                    self._pass_on(view[start : start + SLICE_SIZE])
+            count = len(piece)
+            if count <= 2 * EDGE_SIZE:
+                small.append(piece)
+                continue
+            # What is small leaves together with the edges of what is large: a write of its own costs more
+            # than to copy these, and wakes the peer for nothing.
+            view = memoryview(piece)
+            small.append(view[:EDGE_SIZE])
+            self._pass_on(b"".join(small))
+            for start in range(EDGE_SIZE, count - EDGE_SIZE, SLICE_SIZE):
+                self._pass_on(view[start : min(start + SLICE_SIZE, count - EDGE_SIZE)])
+            small = [view[-EDGE_SIZE:]]
+        self._pass_on(b"".join(small))
 
     def gather(self) -> None:
         """Hold everything back until :meth:`release`."""
