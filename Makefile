@@ -11,7 +11,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installations into one environment at the same time would get in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test lint format docs tox build clean
+.PHONY: help demo test bench growth lint format docs tox build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,15 @@ demo: $(STAMPS)/demo  ## Run the demonstration, a virtual power plant; options g
 
 test: $(STAMPS)/blosc,cbor,demo,numpy,test,uvloop  ## Run all tests; fail below 95 % coverage
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+bench: $(STAMPS)/bench  ## Compare the speed with that of other libraries; options go into ARGS="..."
+	$(BIN)/python -m benchmarks $(ARGS)
+
+growth: $(STAMPS)/bench  ## Measure how costs grow with agents, connections and calls; options go into ARGS="..."
+	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+# To renew what the documentation shows (some 6 minutes, and 2 for growth, on a machine that does nothing else):
+#   make bench growth ARGS="--output docs/_speed"
 
 lint: $(STAMPS)/lint  ## Check style, formatting and types
 	$(BIN)/ruff check .

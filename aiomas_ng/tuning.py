@@ -1,7 +1,7 @@
 """What makes a whole process faster, at a price that its owner has to agree with.
 
-- :func:`keep_freed_memory` is done by itself when the first connection is made or the first server started;
-  the environment variable ``AIOMAS_NG_MALLOC=system`` prevents it.
+- :func:`keep_freed_memory` is done by itself when the first connection is made; the environment variable
+  ``AIOMAS_NG_MALLOC=system`` prevents it.
 - :class:`BusyPollingEventLoop` is an event loop for two processes that call each other all the time, on a
   machine that has a processor to spare for each.
 """

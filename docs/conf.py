@@ -20,7 +20,7 @@ copyright = "The aiomas_ng authors"  # the name that Sphinx reads
 version = release = aiomas_ng.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_speed"]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["colon_fence", "deflist"]

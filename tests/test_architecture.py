@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "aiomas_ng"
 LAYERS = [
     {"exceptions", "tuning"},
     {"_core"},
-    {"util", "tuning", "_io.local_transport"},
+    {"util", "_io.local_transport"},
     {"codecs", "clocks", "local_queue"},
     {"_io"},
     {"channel"},

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     path.relative_to(ROOT)
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if "_build" not in path.parts
+    if not {"_build", "_speed"} & set(path.parts)  # what is made by programs
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -92,3 +93,22 @@ async def test_message_that_is_too_large_for_the_peer(transport: Transport, code
         await wait_until(lambda: not server.tokenmanager.incoming_requests)
         small = await client.request(Message(PUT, b"small", uri=server.urls[0] + "large")).response
         assert small.code.is_successful(), "the connection goes on"
+
+
+async def test_damaged_bundle_ends_requests_to_resources() -> None:
+    """What waits for a response that may have been in a damaged bundle fails; it does not wait for ever."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+        payload = bytes.fromhex("930b00929305")  # [11, 0, [[5, … cut off
+        writer.write(len(payload).to_bytes(4, "big") + payload)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with await Context.create_client_context() as context, asyncio.timeout(10):
+        with pytest.raises(error.Error):
+            await context.get(f"tcp://127.0.0.1:{port}/x")
+    server.close()
+    await server.wait_closed()

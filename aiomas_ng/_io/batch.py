@@ -69,13 +69,12 @@ async def batch(
 
     Cancelling it gives up the calls, as far as they have not ended.
     """
-    parts = _divide(calls)
-    count = sum(len(part.places) for part in parts)
-    results: list[Any] = [None] * count
+    parts: list[_Part] = []
+    results: list[Any] = []
     errors: dict[int, Exception] = {}
     try:
-        for part in parts:
-            part.send(timeout)
+        count = _send(calls, parts, timeout)
+        results = [None] * count
         for part in parts:
             await part.collect(results, errors)
     except BaseException:
@@ -110,7 +109,7 @@ class _Part:
         if channel is not None and channel._exchange.is_peer_ours and options is None:
             name = f"a batch of {len(self.calls)} calls"
             self._replies = channel._request((None, self.calls, {}), (), name, timeout)
-            channel._protocol.flush()  # the peer works on them while the next ones are encoded
+            channel._protocol.flush()
             return
         # The peer is not known to understand batches, or something is special about these calls.
         link = self.proxy._link
@@ -158,15 +157,16 @@ class _Part:
                 reply.cancel()
 
 
-def _divide(calls: Iterable[partial[Any] | Proxy]) -> list[_Part]:
-    parts: list[_Part] = []
-    current: dict[Any, _Part] = {}  # by the way there
+def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: float | None) -> int:
+    """Send *calls*, each part as soon as it is full; add the parts to *parts*, return the number of calls."""
+    current: dict[Any, _Part] = {}  # those that are not full, by the way there
     last: Any = None  # the last proxy, whose path and part are known
     path, part = "", _Part(None)
+    index = -1
     for index, call in enumerate(calls):
         if type(call) is partial:
             proxy, args, kwargs = call.func, call.args, call.keywords
-            if proxy is last and len(part.calls) < MAX_BATCH:  # nothing about it needs a second look
+            if proxy is last and len(part.calls) < MAX_BATCH - 1:  # nothing about it needs a second look
                 part.places.append(index)
                 part.calls.append((path, args, kwargs))
                 continue
@@ -180,14 +180,21 @@ def _divide(calls: Iterable[partial[Any] | Proxy]) -> list[_Part]:
         path = proxy._path
         key = proxy._link if proxy._options is None else (proxy._link, proxy._options)
         found = current.get(key)
-        if found is None or len(found.calls) >= MAX_BATCH:
+        if found is None:
             found = current[key] = _Part(proxy)
             parts.append(found)
         part = found
         part.places.append(index)
         part.calls.append((path, args, kwargs))
-        last = proxy
-    return parts
+        if len(part.calls) < MAX_BATCH:
+            last = proxy
+        else:
+            del current[key]
+            last = None
+            part.send(timeout)  # the peer works on it while the next one is put together
+    for part in current.values():
+        part.send(timeout)
+    return index + 1
 
 
 def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, calls: Any) -> None:
@@ -239,6 +246,7 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
         except (SerializationError, FrameTooLargeError):
             rest.leave_out_unencodable()
             channel._answer(msg_id, (results, errors))
+        channel._protocol.flush()  # there may be more in this read, but this is enough for a write
     else:
         channel._settle(msg_id, rest)
 
