@@ -12,6 +12,7 @@ from waiting import wait_until
 from aiomas_ng import channel as channels
 from aiomas_ng import error, rpc
 from aiomas_ng.channel import Limits
+from aiomas_ng.error import NetworkError
 from aiomas_ng.message import GET, PUT, Message
 from aiomas_ng.protocol import Context
 from aiomas_ng.resource import Resource, Site
@@ -108,7 +109,7 @@ async def test_damaged_bundle_ends_requests_to_resources() -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with await Context.create_client_context() as context, asyncio.timeout(10):
-        with pytest.raises(error.Error):
+        with pytest.raises(NetworkError):
             await context.get(f"tcp://127.0.0.1:{port}/x")
     server.close()
     await server.wait_closed()
