@@ -335,8 +335,7 @@ class Container:
             class_name = await self._validate(client, address, aid, timeout)
             if class_name is None:
                 raise AgentNotFoundError(aid, address.url)
-            link = client.channel._shortcut or peer
-            proxy = rpc.Proxy(link, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
+            proxy = rpc.Proxy(peer, f"agents/{aid}", address.url, name=f"{class_name}Proxy({url!r})")
             if peer.client is client:
                 peer.proxies[aid] = proxy
         return proxy
@@ -444,13 +443,15 @@ class Container:
 
     async def _join_self(self, address: Address) -> rpc.RpcClient:
         """Return the near end of a connection that ends in this container without a socket."""
-        near, far = await channel.open_pair(
+        pair = channel.open_pair(
             self._base_url,
             loop=self._loop,
             codec=self._connect_kwargs["codec"],
             extra_serializers=self._connect_kwargs["extra_serializers"],
             limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
         )
+        # What is called through it has nothing to do with who happens to connect first.
+        near, far = await self._loop.create_task(pair, context=contextvars.Context())
         server = self._add_connection(far)
         client = self._add_connection(near, address.url)
         if near._plain is not None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
@@ -33,6 +33,7 @@ from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
 from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
+from aiomas_ng._io.job import raise_
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.proxy import CallOptions, Proxy, with_options
 from aiomas_ng._io.reply import Reply
@@ -296,7 +297,7 @@ class RpcClient:
         """Answer with the *error* of a call that did not get as far as its first wait."""
         if isinstance(error, SystemExit | KeyboardInterrupt):
             # It ends the loop, but not from here: uvloop lets nothing through that a protocol raises.
-            self._channel._loop.call_soon(_raise, error)
+            self._channel._loop.call_soon(raise_, error)
         tb = error.__traceback__
         if tb is not None and tb.tb_next is None:  # raised by _handle itself, before or at the call
             error = explain_bad_call(content, error)
@@ -400,7 +401,3 @@ class RpcClient:
         kwds = {"codec": type(self._channel.codec), **self._open_kwds}
         tls = tls_for(address, kwds.pop("ssl", None))
         return open_connection(address, timeout=timeout, **kwds, **tls)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error

@@ -37,10 +37,11 @@ class Exchange:
         max_calls: Requests of ours that may wait for a reply.
     """
 
-    __slots__ = ("_abandoned", "_has_seen_request", "_max_calls", "_next_id", "calls", "is_peer_ours", "jobs")
+    __slots__ = ("_abandoned", "_has_seen_request", "_next_id", "calls", "is_peer_ours", "jobs", "max_calls")
 
     def __init__(self, max_calls: int) -> None:
-        self._max_calls = max_calls
+        #: Requests of ours that may wait for a reply.
+        self.max_calls = max_calls
         self._next_id = FIRST_ID
         self._abandoned: list[int] = []
         self._has_seen_request = False
@@ -59,7 +60,7 @@ class Exchange:
         Raises:
             OverloadError: Too many calls wait already.
         """
-        if len(self.calls) >= self._max_calls:
+        if len(self.calls) >= self.max_calls:
             raise OverloadError(
                 f"{len(self.calls)} calls wait for a reply on this connection, which is the limit"
             )

@@ -15,19 +15,21 @@ from functools import partial
 from typing import Any, Final
 
 from aiomas_ng._core import failure
-from aiomas_ng._core.calls import MAX_BATCH, explain_bad_call
+from aiomas_ng._core.calls import MAX_BATCH, SEQUENCES, explain_bad_call
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import RESULT
 from aiomas_ng._core.routing import Router
 from aiomas_ng._io.answerer import PLAIN_TYPES, Answerer
-from aiomas_ng._io.job import dispose, is_awaitable, is_stream
-from aiomas_ng._io.proxy import Proxy
+from aiomas_ng._io.job import dispose, is_awaitable, is_stream, raise_
+from aiomas_ng._io.proxy import CallOptions, Proxy
 from aiomas_ng._io.reply import Reply
 from aiomas_ng.exceptions import (
+    ChannelClosedError,
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
     OverloadError,
+    RemoteException,
     RoutingError,
     SerializationError,
     StreamError,
@@ -95,60 +97,90 @@ class _Part:
         proxy: The proxy of the first of them.
     """
 
-    __slots__ = ("_replies", "calls", "places", "proxy")
+    __slots__ = ("_error", "_replies", "calls", "link", "options", "places")
 
     def __init__(self, proxy: Any) -> None:
-        self.proxy = proxy
+        self.link: Any = proxy._link if proxy is not None else None
+        self.options: CallOptions | None = proxy._options if proxy is not None else None
         self.places: list[int] = []
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         # The reply to all, or those to each; one-way calls have none.
         self._replies: Reply | list[Reply | None] = []
+        self._error: Exception | None = None  # why they could not be sent
 
     def send(self, timeout: float | None) -> None:
-        channel, options = self.proxy._channel, self.proxy._options
-        if channel is not None and channel._exchange.is_peer_ours and options is None:
-            name = f"a batch of {len(self.calls)} calls"
-            self._replies = channel._request((None, self.calls, {}), (), name, timeout)
-            channel._protocol.flush()
-            return
-        # The peer is not known to understand batches, or something is special about these calls.
-        link = self.proxy._link
-        self._replies = replies = []
-        for path, args, kwargs in self.calls:
-            reply = link.call(path, args, kwargs, options)
-            if reply is not None and timeout is not None:
-                reply.expire_after(timeout)
-            replies.append(reply)
+        """Send them.
+
+        Raises:
+            SerializationError, FrameTooLargeError: Arguments cannot be sent.
+        """
+        try:
+            channel, options = self.link.channel, self.options
+            if channel is not None and channel._exchange.is_peer_ours and options is None:
+                name = f"a batch of {len(self.calls)} calls"
+                self._replies = channel._request((None, self.calls, {}), (), name, timeout)
+                channel._protocol.flush()
+                return
+            # The peer is not known to understand batches, or something is special about these calls.
+            if timeout is not None and not (options is not None and options.oneway):
+                own = options.timeout if options is not None else None
+                options = CallOptions(timeout if own is None else min(own, timeout))
+            self._replies = replies = []
+            for path, args, kwargs in self.calls:
+                replies.append(self.link.call(path, args, kwargs, options))
+        except (ChannelClosedError, OverloadError) as error:
+            self._error = error
 
     async def collect(self, results: list[Any], errors: dict[int, Exception]) -> None:
         """Wait for the outcomes and put them where they belong."""
-        if isinstance(self._replies, list):
-            for place, reply in zip(self.places, self._replies, strict=True):
+        replies = self._replies
+        if isinstance(replies, list):
+            # Those after the first one that could not be sent were not sent either.
+            for place in self.places[len(replies) :]:
+                assert self._error is not None
+                errors[place] = self._error
+            for place, reply in zip(self.places, replies, strict=False):
                 try:
                     results[place] = await reply if reply is not None else None
                 except Exception as error:
                     errors[place] = error
             return
         try:
-            self._put(await self._replies, results, errors)
+            self._put(await replies, results, errors)
+        except RemoteException as error:
+            for place, (path, _, _) in zip(self.places, self.calls, strict=True):
+                errors[place] = own = type(error)(
+                    error.origin, error.remote_traceback, error.type_name, error.message
+                )
+                own.path = path
         except Exception as error:
             errors.update(dict.fromkeys(self.places, error))
 
     def _put(self, outcome: Any, results: list[Any], errors: dict[int, Exception]) -> None:
+        """Put the result of a batch where it belongs.
+
+        Raises:
+            MalformedFrameError: It is none.
+        """
+        count = len(self.places)
         try:
             values, failures = outcome
-            for place, value in zip(self.places, values, strict=True):
-                results[place] = value
-            channel = self.proxy._channel
-            origin = channel._protocol._peername() if channel is not None else self.proxy._link.url
-            for index, description in failures:
-                error = failure.rebuild(origin, description)
-                error.path = self.calls[index][0]
-                errors[self.places[index]] = error
-        except (TypeError, ValueError, IndexError) as cause:
-            raise MalformedFrameError(
-                f"the result of a batch must be [results, errors]: {short(outcome)}"
-            ) from cause
+            if type(values) not in SEQUENCES or len(values) != count or type(failures) not in SEQUENCES:
+                raise ValueError(outcome)
+            failed = {index: description for index, description in failures}
+            if not all(type(index) is int and 0 <= index < count for index in failed):
+                raise ValueError(outcome)
+        except (TypeError, ValueError):
+            text = f"the result of a batch of {count} must be [results, errors] but is {short(outcome)}"
+            raise MalformedFrameError(text) from None
+        for place, value in zip(self.places, values, strict=True):
+            results[place] = value
+        channel = self.link.channel
+        origin = channel._protocol._peername() if channel is not None else self.link.url
+        for index, description in failed.items():
+            error = failure.rebuild(origin, description)
+            error.path = self.calls[index][0]
+            errors[self.places[index]] = error
 
     def cancel(self) -> None:
         """Give up what has not ended."""
@@ -159,7 +191,7 @@ class _Part:
 
 def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: float | None) -> int:
     """Send *calls*, each part as soon as it is full; add the parts to *parts*, return the number of calls."""
-    current: dict[Any, _Part] = {}  # those that are not full, by the way there
+    current: dict[Any, _Part] = {}  # those that are not full, by the place they go to
     last: Any = None  # the last proxy, whose path and part are known
     path, part = "", _Part(None)
     index = -1
@@ -178,10 +210,13 @@ def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: fl
                 f"functools.partial(proxy, …)"
             )
         path = proxy._path
-        key = proxy._link if proxy._options is None else (proxy._link, proxy._options)
-        found = current.get(key)
+        place = proxy._channel or proxy._link
+        found = current.get(place)
+        if found is not None and (found.options != proxy._options or found.link is not proxy._link):
+            found.send(timeout)  # what goes to one place stays in its order
+            found = None
         if found is None:
-            found = current[key] = _Part(proxy)
+            found = current[place] = _Part(proxy)
             parts.append(found)
         part = found
         part.places.append(index)
@@ -189,7 +224,7 @@ def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: fl
         if len(part.calls) < MAX_BATCH:
             last = proxy
         else:
-            del current[key]
+            del current[place]
             last = None
             part.send(timeout)  # the peer works on it while the next one is put together
     for part in current.values():
@@ -212,8 +247,10 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
     for index, call in enumerate(calls):
         result = None
         try:
-            path, args, kwargs = call
-            func = functions.get(path)
+            path, args, kwargs = call if len(call) == 3 else call[:3]
+            if type(args) not in SEQUENCES or type(kwargs) is not dict or type(call) not in SEQUENCES:
+                raise TypeError
+            func = functions.get(path) if type(path) is str else None
             if func is None:
                 if router is None:
                     raise RoutingError("this side of the connection offers no RPC service")
@@ -225,11 +262,9 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
                     result = None
                 elif is_stream(result):
                     raise StreamError(NO_STREAM)
-        except (SystemExit, KeyboardInterrupt):
-            for _, awaitable in waiting:
-                dispose(awaitable)
-            raise
         except BaseException as error:  # even CancelledError: the function has it from some other future
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                channel._loop.call_soon(raise_, error)
             errors.append((index, _describe(call, error)))
             result = None
         results.append(result)
@@ -240,15 +275,16 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
             errors.append((index, failure.describe(overload)))
         waiting = []
     rest = _Rest(channel, results, errors, waiting)
-    if not waiting:
-        try:
-            channel._protocol.write_now(channel._encode((RESULT, msg_id, (results, errors))))
-        except (SerializationError, FrameTooLargeError):
-            rest.leave_out_unencodable()
-            channel._answer(msg_id, (results, errors))
-        channel._protocol.flush()  # there may be more in this read, but this is enough for a write
-    else:
+    if waiting:
         channel._settle(msg_id, rest)
+        rest.count()
+        return
+    try:
+        channel._protocol.write_now(channel._encode((RESULT, msg_id, (results, errors))))
+    except (SerializationError, FrameTooLargeError):
+        rest.leave_out_unencodable()
+        channel._answer(msg_id, (results, errors))
+    channel._protocol.flush()  # there may be more in this read, but this is enough for a write
 
 
 def _describe(call: Any, error: BaseException) -> list[str]:
@@ -279,22 +315,46 @@ class _Rest:
         self._results = results
         self._errors = errors
         self._waiting = waiting
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._counted = 0
+        self._is_over = False  # closed, or at its end
+        self._is_ending = False  # some of its tasks were cancelled, but not all
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._run().__await__()
+
+    def count(self) -> None:
+        """Count the tasks among those of the connection."""
+        if not self._is_over:
+            self._counted = len(self._waiting)
+            self._channel._batched += self._counted
 
     def close(self) -> None:
         """Drop what was not begun."""
         for _, awaitable in self._waiting:
             dispose(awaitable)
+        self._end()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._channel._batched -= self._counted
+        self._counted = 0
+
+    def cancel_others(self) -> None:
+        """One of the calls ends the connection: cancel the others."""
+        self._is_ending = True
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
 
     async def _run(self) -> Any:
-        count = len(self._waiting)
-        self._channel._batched += count
+        create_task = self._channel._loop.create_task
+        self._tasks = [create_task(self._run_to_end(awaitable)) for _, awaitable in self._waiting]
         try:
-            outcomes = await asyncio.gather(*[_run_to_end(awaitable) for _, awaitable in self._waiting])
+            outcomes = await asyncio.gather(*self._tasks)
         finally:
-            self._channel._batched -= count
+            self._end()
         for (index, _), (result, error) in zip(self._waiting, outcomes, strict=True):
             if error is not None:
                 self._errors.append((index, failure.describe(error)))
@@ -315,18 +375,17 @@ class _Rest:
                 self._results[index] = None
                 self._errors.append((index, failure.describe(error)))
 
-
-async def _run_to_end(awaitable: Any) -> tuple[Any, BaseException | None]:
-    """Return result and error of an ``async`` call."""
-    try:
-        result = await awaitable
-        if is_stream(result):
-            raise StreamError(NO_STREAM)
-        return result, None
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return None, error  # of something that it has waited for
-    except Exception as error:
-        return None, error
+    async def _run_to_end(self, awaitable: Any) -> tuple[Any, BaseException | None]:
+        """Return result and error of an ``async`` call."""
+        try:
+            result = await awaitable
+            if is_stream(result):
+                raise StreamError(NO_STREAM)
+            return result, None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() and not self._is_ending:
+                raise
+            return None, error  # or of something that it has waited for
+        except Exception as error:
+            return None, error

@@ -214,7 +214,9 @@ class Connection:
             self._fail_call(call, reason)
         current = CURRENT_JOB.get()
         for job in jobs:
-            if job is not current:  # a handler may close its own channel
+            if current is not None and job is current:  # a handler may close its own channel
+                current.cancel_others()
+            else:
                 job.cancel()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -6,15 +6,15 @@ import asyncio
 import contextvars
 import inspect
 import types
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiomas_ng.exceptions import StreamError
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
 
-__all__ = ["CURRENT_JOB", "Job", "dispose", "is_awaitable", "is_stream"]
+__all__ = ["CURRENT_JOB", "Job", "dispose", "is_awaitable", "is_stream", "raise_"]
 
 #: The job that the running code is part of: it may close its own channel without being cancelled by that.
 CURRENT_JOB: contextvars.ContextVar[Job | None] = contextvars.ContextVar("CURRENT_JOB", default=None)
@@ -41,6 +41,11 @@ def dispose(result: Any) -> None:
         result.cancel()
 
 
+def raise_(error: BaseException) -> NoReturn:
+    """Raise *error*; for the loop to call."""
+    raise error
+
+
 class Job:
     """Work on one request of the peer that takes a task of its own.
 
@@ -50,12 +55,23 @@ class Job:
         result: What the handler returned: an awaitable or an async iterator.
     """
 
-    __slots__ = ("_channel", "_credit", "_has_begun", "_is_cancelled", "_result", "_waiter", "msg_id", "task")
+    __slots__ = (
+        "_cancel_others",
+        "_channel",
+        "_credit",
+        "_has_begun",
+        "_is_cancelled",
+        "_result",
+        "_waiter",
+        "msg_id",
+        "task",
+    )
 
     def __init__(self, channel: Answerer, msg_id: int | str | None, result: Any) -> None:
         self.msg_id = msg_id
         self._channel = channel
         self._result = result
+        self._cancel_others: Callable[[], None] | None = getattr(result, "cancel_others", None)
         self._credit = 0
         self._waiter: asyncio.Future[None] | None = None
         self._has_begun = False
@@ -74,6 +90,11 @@ class Job:
         if not self._has_begun:  # then the task never will
             self.dispose()
             self._channel._finish(self, error=asyncio.CancelledError())
+
+    def cancel_others(self) -> None:
+        """The running code, a part of this work, ends the connection: stop the other parts, if any."""
+        if self._cancel_others is not None:
+            self._cancel_others()
 
     def dispose(self) -> None:
         """Drop what was not begun, without a warning that it was not awaited."""

@@ -130,6 +130,9 @@ class Peer:
         """
         client = self._client
         if client is not None and not self._waiting and client._channel._error is None:
+            shortcut = client._channel._shortcut
+            if shortcut is not None:
+                return shortcut.call(path, args, kwargs, options)
             if options is None:
                 return client._channel._request((path, args, kwargs), args, path)
             return client.call(path, args, kwargs, options)

@@ -10,6 +10,7 @@ would run it: no message, no future that is waited for, and everything else as e
 - Calls and messages stay in their order: the short way is taken only if all that was sent before has been
   taken, and what is sent after goes after it.
 - The function has the context (:mod:`contextvars`) that it always has, not the caller's.
+- A result does not overtake what was sent to the caller before.
 - After :data:`MAX_IN_A_ROW` calls in a turn of the loop the next one takes the long way, so that others have
   their turn.
 """
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_IN_A_ROW", "Shortcut"]
 
 #: Calls that may take the short way in one turn of the loop.
-MAX_IN_A_ROW: Final = 100
+MAX_IN_A_ROW: Final = 50
 
 
 class _OwnReply(Reply):
@@ -64,7 +65,7 @@ _NO_KWARGS: Final = b"\x80"
 
 
 class Shortcut:
-    """Joins the two ends of a container's channel to itself; a :class:`~aiomas_ng._io.proxy.Link`.
+    """Joins the two ends of a container's channel to itself.
 
     Args:
         near: The end that the calls are sent from; its codec is plain :class:`~aiomas_ng.codecs.MsgPack`.
@@ -73,24 +74,30 @@ class Shortcut:
     """
 
     def __init__(self, near: RpcClient, far: RpcClient, router: Router) -> None:
-        self.url = near.url
-        self.channel = near.channel
         self._client = near
         self._near = near.channel
         self._far = far
         self._loop = near.channel._loop
         self._router = router
+        self._exchange = near.channel._exchange
+        # What is on its way back; it must not be overtaken by a result.
+        self._way_back = near.channel.transport._incoming
+        self._far_protocol = far.channel._protocol
+        # The type, an id of nine bytes and the heads of the arrays come on top of what is counted.
+        self._room = min(near.channel._limits.frame_size, far.channel._limits.frame_size) - 16
         # Without a hook, so that nothing can use it while it packs.  What it cannot pack, the codec can.
         self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
         assert isinstance(near.channel.codec, MsgPack)
         assert isinstance(far.channel.codec, MsgPack)
         self._near_hook = near.channel.codec._ext_hook
         self._far_hook = far.channel.codec._ext_hook
-        self._context = contextvars.copy_context()
+        # That of all that comes by the long way.
+        self._context: contextvars.Context = far.channel.transport._context
         self._lone: _OwnReply | None = None  # the call that nobody waits for yet
         self._is_clear = True  # nothing else is under way
         self._count = 0
         self._is_turn_due = False
+        self._is_running = False
         near.channel._shortcut = self
         for channel in near.channel, far.channel:
             channel._exchange.recognize()
@@ -104,15 +111,19 @@ class Shortcut:
             or options is not None
             # In a turn in which something took the long way, all that follows does.
             or not (self._is_clear or (not self._is_turn_due and self._check_clear()))
+            or len(self._exchange.calls) >= self._exchange.max_calls
         ):
             return self._client.call(path, args, kwargs, options)
         reply = _OwnReply(loop=self._loop)
+        pack = self._pack
         try:
-            reply._args = self._pack(args)
-            reply._kwargs = self._pack(kwargs) if kwargs else _NO_KWARGS
+            reply._args = pack(args)
+            reply._kwargs = pack(kwargs) if kwargs else _NO_KWARGS
         except Exception:
             reply._args = self._near.codec.encode(args)
             reply._kwargs = self._near.codec.encode(kwargs)
+        if not path.isascii() or len(path) + len(reply._args) + len(reply._kwargs) > self._room:
+            return self._client.call(path, args, kwargs, options)  # which says what is wrong, if anything is
         reply.path = path
         reply._channel = None
         reply._shortcut = self
@@ -156,6 +167,8 @@ class Shortcut:
             msg_id = self._open(reply)
             head = b"\x93" + pack(REQUEST) + pack(msg_id) + b"\x93" + pack(reply.path)
             near._protocol.write(head + reply._args + reply._kwargs)
+            if not near._is_reading:
+                near._start_reading()
         except AiomasError as error:
             if reply._channel is not None:
                 near._exchange.withdraw(reply._msg_id)
@@ -171,7 +184,12 @@ class Shortcut:
 
     def run(self, reply: _OwnReply) -> None:
         """The caller of *reply* waits: run the function, if nothing is before it."""
-        if not self._is_clear or self._count >= MAX_IN_A_ROW:
+        if (
+            not self._is_clear
+            or self._is_running
+            or self._count >= MAX_IN_A_ROW
+            or self._near._error is not None
+        ):
             self._hand_over()
             return
         try:
@@ -190,18 +208,25 @@ class Shortcut:
         self._count += 1
         path = reply.path
         assert path is not None
+        self._is_running = True
         try:
             result = self._context.run(self._router.resolve(path), *args, **kwargs)
         except BaseException as error:
             self._far._call_failed(self._open(reply), (path, args, kwargs), error)
             return
-        if type(result) in PLAIN_TYPES or not (is_awaitable(result) or is_stream(result)):
+        finally:
+            self._is_running = False
+        protocol = self._far_protocol
+        is_behind = self._way_back.size or protocol._gathered or protocol._held
+        if not is_behind and (type(result) in PLAIN_TYPES or not (is_awaitable(result) or is_stream(result))):
             try:
                 answer = self._pack(result)
                 value = unpackb(answer, use_list=False, strict_map_key=False, ext_hook=self._near_hook)
             except Exception:
                 pass  # it is of no plain type; or it cannot be encoded, and the error is sent
             else:
-                reply.set_result(value)
-                return
-        self._far.channel._settle(self._open(reply), result)
+                if len(answer) <= self._room:
+                    if not reply.done():
+                        reply.set_result(value)
+                    return
+        self._context.run(self._far.channel._settle, self._open(reply), result)
