@@ -27,7 +27,6 @@ If-Match and If-None-Match, content negotiation, plain functions as handlers.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -37,6 +36,8 @@ from aiomas_ng import error
 from aiomas_ng._coap.observation import ServerObservation
 from aiomas_ng._coap.observers import Observer, Observers
 from aiomas_ng._coap.site import PathCapable, Renderer, RoutedRequest, Site
+from aiomas_ng._core.blocks import entity_tag_of
+from aiomas_ng._core.codes import SAFE_METHODS
 from aiomas_ng.content import media_type_of
 from aiomas_ng.linkformat import Link, LinkFormat
 from aiomas_ng.message import Code, ContentFormat, Message, OptionNumber
@@ -67,8 +68,6 @@ DEFAULT_CODES: Final = {
     Code.DELETE: Code.DELETED,
 }
 
-SAFE_METHODS: Final = (Code.GET, Code.FETCH)
-
 #: Options that say how a request travels and not what is asked for.
 OPTIONS_OF_TRANSPORT: Final = (OptionNumber.HOP_LIMIT, OptionNumber.REQUEST_TAG)
 
@@ -82,7 +81,7 @@ def hashing_etag(request: Message, response: Message) -> None:
     if response.code != Code.CONTENT and response.code is not None:
         return
     if response.opt.etag is None:
-        response.opt.etag = hashlib.sha1(response.payload, usedforsecurity=False).digest()[:8]
+        response.opt.etag = entity_tag_of(response.payload)
     if response.opt.etag in request.opt.etags:
         response.code = Code.VALID
         response.payload = b""

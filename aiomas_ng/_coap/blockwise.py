@@ -14,7 +14,17 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._coap.remote import Remote
-from aiomas_ng._core.blocks import BERT, AssemblyTable, BlockError, BodyTable, choose_szx, cut, unit_of
+from aiomas_ng._core.blocks import (
+    BERT,
+    AssemblyTable,
+    BlockError,
+    BodyTable,
+    choose_szx,
+    cut,
+    entity_tag_of,
+    unit_of,
+)
+from aiomas_ng._core.codes import SAFE_METHODS
 from aiomas_ng.error import RequestEntityIncomplete
 from aiomas_ng.message import Block, Code, Message, OptionNumber
 from aiomas_ng.pipe import Event, LinkedPipe, Pipe, render_exception
@@ -34,8 +44,6 @@ BLOCK_OPTIONS: Final = (
     OptionNumber.OBSERVE,
     OptionNumber.ETAG,
 )
-
-SAFE_METHODS: Final = (Code.GET, Code.FETCH)
 
 
 class Transfers:
@@ -248,8 +256,7 @@ class RenderPipe(LinkedPipe):
             wanted = Block(wanted.start // unit_of(largest), False, largest)
         if response.opt.etag is None:
             # All blocks then have it, so that nobody puts two versions together.
-            tag = hashlib.sha1(response.payload, usedforsecurity=False).digest()[:8]
-            response = response.copy(etag=tag)
+            response = response.copy(etag=entity_tag_of(response.payload))
         part, block = cut(response.payload, wanted.number, wanted.szx, limit)
         self._keep(response, block)
         return response.copy(payload=part, block2=block, size2=size if block.number == 0 else None)

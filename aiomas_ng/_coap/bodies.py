@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from aiomas_ng._core.blocks import BERT_UNIT, choose_szx, unit_of
+from aiomas_ng._core.codes import SAFE_METHODS
 from aiomas_ng.error import ResourceChanged, UnexpectedBlock1Option, UnexpectedBlock2
 from aiomas_ng.exceptions import OverloadError
 from aiomas_ng.message import Block, Code, Message
@@ -35,7 +36,6 @@ RESTARTS: Final = 5
 TURNS: Final = 8
 
 #: Methods that change nothing, so that they can be done again.
-SAFE_METHODS: Final = (Code.GET, Code.FETCH)
 
 #: Tells the transfers of one process from those of another, and from each other.
 _tags = itertools.count(int.from_bytes(os.urandom(4), "big") << 32)

@@ -19,6 +19,7 @@ The time is an argument, in seconds of a clock that never goes back.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -39,6 +40,7 @@ __all__ = [
     "BodyTable",
     "choose_szx",
     "cut",
+    "entity_tag_of",
     "unit_of",
 ]
 
@@ -247,10 +249,23 @@ class _Slot:
 S = TypeVar("S", bound=_Slot)
 
 
+def entity_tag_of(payload: bytes) -> bytes:
+    """Return an entity tag of 8 bytes made from *payload*; it tells versions from each other and is no
+    protection."""
+    return hashlib.sha1(payload, usedforsecurity=False).digest()[:8]
+
+
 class _Table(Generic[K, S]):
     """Entries in the order of their last use, with their bounds and their expiry."""
 
-    def __init__(self, max_body: int, max_total: int, max_count: int, lifetime: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_body: int = 64 * MIB,
+        max_total: int = 128 * MIB,
+        max_count: int = 256,
+        lifetime: float = DEFAULT_LIFETIME,
+    ) -> None:
         for name, value in (("max_body", max_body), ("max_count", max_count), ("lifetime", lifetime)):
             if not value > 0:
                 raise ValueError(f"{name} must be > 0 but is {value}")
@@ -344,16 +359,6 @@ class AssemblyTable(_Table[K, _Transfer]):
     Raises:
         ValueError: A bound is not positive, or *max_total* has no room for one body.
     """
-
-    def __init__(
-        self,
-        *,
-        max_body: int = 64 * MIB,
-        max_total: int = 128 * MIB,
-        max_count: int = 256,
-        lifetime: float = DEFAULT_LIFETIME,
-    ) -> None:
-        super().__init__(max_body, max_total, max_count, lifetime)
 
     def feed(self, key: K, block: Block, payload: bytes, size_hint: int | None, now: float) -> bytes | None:
         """Take the next block of the transfer *key*.
@@ -457,16 +462,6 @@ class BodyTable(_Table[K, _Body[R]]):
     Raises:
         ValueError: A bound is not positive, or *max_total* has no room for one body.
     """
-
-    def __init__(
-        self,
-        *,
-        max_body: int = 64 * MIB,
-        max_total: int = 128 * MIB,
-        max_count: int = 256,
-        lifetime: float = DEFAULT_LIFETIME,
-    ) -> None:
-        super().__init__(max_body, max_total, max_count, lifetime)
 
     def put(self, key: K, response: R, now: float) -> None:
         """Keep *response*, in place of the one that *key* had before; its payload must not change any more.

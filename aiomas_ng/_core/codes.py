@@ -24,7 +24,7 @@ from typing import Final, Self
 
 from aiomas_ng._core.codec_errors import short
 
-__all__ = ["CODES", "Code"]
+__all__ = ["CODES", "SAFE_METHODS", "Code"]
 
 
 class Code(enum.IntEnum):
@@ -143,3 +143,6 @@ class Code(enum.IntEnum):
 
 #: All 256 codes by their numbers; to look one up costs less than to call the class.
 CODES: Final = tuple(Code(number) for number in range(256))
+
+#: Methods that change nothing (RFC 7252, section 5.1; RFC 8132, section 2).
+SAFE_METHODS: Final = (Code.GET, Code.FETCH)
