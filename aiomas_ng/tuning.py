@@ -95,6 +95,8 @@ class BusyPollingEventLoop(asyncio.SelectorEventLoop):
         ValueError: *poll_time* is not > 0.
     """
 
+    _closed = True  # for __del__, where __init__ has failed
+
     def __init__(self, poll_time: float = POLL_TIME) -> None:
         if not poll_time > 0:
             raise ValueError(f"poll_time must be > 0 seconds but is {poll_time!r}")

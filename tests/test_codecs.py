@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import base64
 import dataclasses
 import json
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiomas_ng import codecs
@@ -749,6 +750,189 @@ def test_peek_when_the_content_does_not_decode() -> None:
     assert MsgPack().peek(b"\x93\x00\xd9\xff" + b"a" * 50) is None
     assert MsgPack().peek(b"\x93\x00\xc7\x00\x61\x00") is None
     assert MsgPack().peek(b"\x93\x00\xdd\xff\xff\xff\xff") is None
+
+
+# -- MsgPack in pieces, and several messages in one ---------------------------------------------------
+
+MARK = codecs.LARGE
+
+large_data = st.recursive(
+    scalars | st.binary(max_size=50) | st.sampled_from([bytes(MARK), bytes(MARK - 1), b"x" * (MARK + 1)]),
+    lambda children: (
+        st.lists(children, max_size=5)
+        | st.lists(children, max_size=5).map(tuple)
+        | st.dictionaries(hashable, children, max_size=5)
+        | children.map(lambda data: Point(data, 0))
+    ),
+    max_leaves=12,
+)
+"""Data with bytes in it that are as large as those that are kept apart, or almost."""
+
+
+@settings(max_examples=50)
+@given(data=large_data)
+@example(data=bytes(MARK))
+@example(data=[bytes(MARK)] * 3)
+@example(data={bytes(MARK): bytes(MARK)})
+@example(data=[0] * codecs.MAX_APART + [bytes(MARK)])
+@example(data=(0, 1, ("path", (bytes(MARK),), {"a": [bytes(MARK), {}]})))
+def test_pieces_are_the_same_message(data: Any) -> None:
+    """A message in pieces is decoded to just what the message in one would be."""
+    codec = with_point(MsgPack)
+    pieces = codec.encode_pieces(data)
+    assert all(type(piece) is bytes for piece in pieces)
+    assert same(codec.decode(b"".join(pieces)), codec.decode(codec.encode(data)))
+
+
+def test_large_bytes_are_not_copied() -> None:
+    """Large bytes are one of the pieces as they are; what may be changed is copied, once."""
+    codec, data = MsgPack(), bytes(MARK)
+    assert any(piece is data for piece in codec.encode_pieces([1, {"a": (data,)}]))
+    assert not any(piece is data for piece in codec.encode_pieces([1] * (codecs.MAX_APART + 1) + [data]))
+    for changed in (bytearray(data), memoryview(bytearray(data))):
+        pieces = codec.encode_pieces([changed, 1])
+        changed[:] = b"x" * MARK
+        assert codec.decode(b"".join(pieces)) == (data, 1)
+    tracemalloc.start()
+    try:
+        codec.encode_pieces([bytes(0), data * 64])
+        before, peak = tracemalloc.get_traced_memory()[0], tracemalloc.get_traced_memory()[1]
+        assert peak < before + 65 * MARK
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [MARK // 8 - 1, MARK // 8, MARK])
+def test_views_of_wider_items(count: int) -> None:
+    """Of a view of numbers the bytes arrive, all of them, whatever its length is counted in."""
+    view = memoryview(array.array("d", [0.5]) * count)
+    codec = MsgPack()
+    assert codec.decode(b"".join(codec.encode_pieces([view]))) == (view.tobytes(),)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [object(), "\ud800", 2**40_000, {1: object()}, Opaque()],
+    ids=["object", "text", "int", "dict", "opaque"],
+)
+def test_pieces_of_what_cannot_be_encoded(data: Any) -> None:
+    """The errors are those of a message in one, and say where the fault is; the next message is whole."""
+    codec = MsgPack()
+    for message in ([bytes(MARK), data], [data, bytes(MARK)], {"a": [bytes(MARK), data]}):
+        with pytest.raises(SerializationError) as in_pieces:
+            codec.encode_pieces(message)
+        with pytest.raises(SerializationError) as in_one:
+            codec.encode(message)
+        assert str(in_pieces.value) == str(in_one.value)
+    assert codec.decode(b"".join(codec.encode_pieces([bytes(MARK)]))) == (bytes(MARK),)
+
+
+def test_pieces_of_what_contains_itself() -> None:
+    """Data that contains itself, many times over, is refused at once."""
+    data: list[Any] = [bytes(MARK)]
+    data += [data] * 10
+    with pytest.raises(SerializationError):
+        MsgPack().encode_pieces(data)
+    released = memoryview(b"x")
+    released.release()
+    with pytest.raises(SerializationError):
+        MsgPack().encode_pieces([released, bytes(MARK)])
+
+
+@settings(max_examples=50)
+@given(contents=st.lists(msgpack_data, max_size=40))
+@example(contents=[])
+@example(contents=[0] * 15)
+@example(contents=[0] * 16)
+@example(contents=[[11, 0, []]])
+def test_joined_messages(contents: list[Any]) -> None:
+    """Messages that are joined are decoded as one frame, and are split into what they were."""
+    codec = MsgPack()
+    payloads = [codec.encode((0, n, content)) for n, content in enumerate(contents)]
+    message = codec.join(payloads)
+    expected = (11, 0, tuple((0, n, content) for n, content in enumerate(contents)))
+    assert same(codec.decode(message), codec.decode(codec.encode(expected)))
+    assert len(message) <= sum(map(len, payloads)) + 8
+    assert codec.split(message) == codec.split(memoryview(message)) == payloads
+    assert codec.peek(message) == (11, 0)
+
+
+def test_many_joined_messages() -> None:
+    """As many messages are joined as the format has room for."""
+    codec = MsgPack()
+    payloads = [codec.encode((1, 2, 3))] * 65_535
+    assert codec.split(codec.join(payloads)) == payloads
+
+
+def test_messages_are_split_without_decoding_them() -> None:
+    """What cannot be decoded is split all the same, and is still what it was."""
+    codec = MsgPack()
+    payloads = [codec.encode((0, 1, 2)), b"\x93\x00\x01" + ext(["no.Such", 0]), b"\x93\x00\x02\xa1\xff"]
+    assert codec.split(codec.join(payloads)) == payloads
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\x93",
+        b"\x93\x0b",
+        b"\x93\x0b\x00",
+        b"\x93\x0b\x00\x91",
+        b"\x93\x0b\x00\x05",
+        b"\x93\x0b\x00\x81\x00\x00",
+        b"\x93\x0b\x01\x91\x00",
+        b"\x93\x01\x00\x91\x00",
+        b"\x92\x0b\x00\x91\x00",
+        b"\x93\x0b\x00\xdd\xff\xff\xff\xff",
+        b"\x93\x0b\x00\x91\x93\x0b\x00\x90",
+        b"\x93\x0b\x00\x90rest",
+        b"\x93\x0b\x00\x92\xc1\x00",
+    ],
+    ids=lambda message: message.hex(),
+)
+def test_what_is_no_bundle_is_not_split(message: bytes) -> None:
+    """Anything else than whole messages in one, none of them such a one again, is left alone."""
+    for data in (message, memoryview(message)):
+        assert MsgPack().split(data) is None
+
+
+@given(message=st.binary(max_size=60))
+def test_no_bytes_make_split_raise(message: bytes) -> None:
+    """Whatever a peer sends, it is split or it is not."""
+    for data in (message, b"\x93\x0b\x00" + message):
+        parts = MsgPack().split(data)
+        assert parts is None or b"".join(parts) == data[len(data) - sum(map(len, parts)) :]
+
+
+def test_which_codecs_are_plain() -> None:
+    """Only messages of MsgPack that nobody has a hand in are joined and split."""
+
+    class Quiet(MsgPack):
+        """Changes nothing."""
+
+    class Encodes(MsgPack):
+        def encode(self, data: Any) -> bytes:
+            return super().encode(data)
+
+    class Decodes(Quiet):
+        def decode(self, data: Any) -> Any:
+            return super().decode(data)
+
+    for codec in (MsgPack(), Quiet(), with_point(MsgPack)):
+        assert codecs.as_plain_msgpack(codec) is codec
+    for other in (JSON(), Encodes(), Decodes(), Codec()):
+        assert codecs.as_plain_msgpack(other) is None
+    for name in ("encode", "decode"):
+        spied = MsgPack()
+        setattr(spied, name, getattr(spied, name))
+        assert codecs.as_plain_msgpack(spied) is None
+
+
+@pytest.mark.needs("blosc2")
+def test_compressed_messages_are_not_plain() -> None:
+    """Compressed messages cannot be joined."""
+    assert codecs.as_plain_msgpack(MsgPackBlosc()) is None
 
 
 # -- Blosc ------------------------------------------------------------------------------------------

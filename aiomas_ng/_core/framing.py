@@ -100,8 +100,8 @@ class FrameParser:
         self._filled = filled = len(tail) - 4
         self._missing = size - filled
         self._bulk = buffer = buffer if len(buffer) >= size else bytearray(min(size, GROWTH * filled))
-        with memoryview(tail) as view:
-            buffer[:filled] = view[4:]
+        with memoryview(tail) as source, memoryview(buffer) as target:
+            target[:filled] = source[4:]  # between bytearrays there would be one more copy
         self._tail = bytearray()
 
     def get_buffer(self) -> memoryview:
