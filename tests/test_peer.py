@@ -32,6 +32,8 @@ ONE_WAY = CallOptions(oneway=True)
 class FakeChannel:
     """The little of a channel that a peer uses."""
 
+    _shortcut = None
+
     def __init__(self, client: FakeClient) -> None:
         self._client = client
         self.error: Any = None
