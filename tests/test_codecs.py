@@ -769,7 +769,7 @@ large_data = st.recursive(
 """Data with bytes in it that are as large as those that are kept apart, or almost."""
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(data=large_data)
 @example(data=bytes(MARK))
 @example(data=[bytes(MARK)] * 3)
@@ -777,11 +777,11 @@ large_data = st.recursive(
 @example(data=[0] * codecs.MAX_APART + [bytes(MARK)])
 @example(data=(0, 1, ("path", (bytes(MARK),), {"a": [bytes(MARK), {}]})))
 def test_pieces_are_the_same_message(data: Any) -> None:
-    """A message in pieces is decoded to just what the message in one would be."""
+    """A message in pieces is byte for byte the message in one."""
     codec = with_point(MsgPack)
     pieces = codec.encode_pieces(data)
     assert all(type(piece) is bytes for piece in pieces)
-    assert same(codec.decode(b"".join(pieces)), codec.decode(codec.encode(data)))
+    assert b"".join(pieces) == codec.encode(data)
 
 
 def test_large_bytes_are_not_copied() -> None:
@@ -793,11 +793,11 @@ def test_large_bytes_are_not_copied() -> None:
         pieces = codec.encode_pieces([changed, 1])
         changed[:] = b"x" * MARK
         assert codec.decode(b"".join(pieces)) == (data, 1)
+    large = data * 64
     tracemalloc.start()
     try:
-        codec.encode_pieces([bytes(0), data * 64])
-        before, peak = tracemalloc.get_traced_memory()[0], tracemalloc.get_traced_memory()[1]
-        assert peak < before + 65 * MARK
+        codec.encode_pieces([1, large])
+        assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
@@ -839,8 +839,8 @@ def test_pieces_of_what_contains_itself() -> None:
         MsgPack().encode_pieces([released, bytes(MARK)])
 
 
-@settings(max_examples=50)
-@given(contents=st.lists(msgpack_data, max_size=40))
+@settings(max_examples=30)
+@given(contents=st.lists(msgpack_data, max_size=20))
 @example(contents=[])
 @example(contents=[0] * 15)
 @example(contents=[0] * 16)

@@ -175,13 +175,15 @@ def measure(
             with counted_writes(counts):
                 return await work(client.remote, counts, service), counts
 
-    was_enabled = gc.isenabled()
+    was_enabled, tracer = gc.isenabled(), sys.gettrace()
     gc.disable()  # it would run the finalizers of others in between
+    sys.settrace(None)  # that of coverage takes memory for each frame
     try:
         with asyncio.Runner(debug=False, loop_factory=loop_factory) as runner:
             result: tuple[Any, Counts] = runner.run(run())
             return result
     finally:
+        sys.settrace(tracer)
         if was_enabled:
             gc.enable()
 
@@ -257,13 +259,12 @@ def trace_calls(call: Any, way: str, count: int) -> tuple[float, float]:
                 await call(remote, size)
             finally:
                 sys.setprofile(before)
-            tracer = sys.gettrace()  # that of coverage, perhaps
             sys.settrace(trace)
             try:
                 # Frames that exist already are not traced; all that matters are made for each call.
                 await call(remote, size)
             finally:
-                sys.settrace(tracer)
+                sys.settrace(None)
             seen.append((functions, lines))
         return seen
 

@@ -167,8 +167,8 @@ def test_announced_items_beside_a_large_value(filler: bytes) -> None:
 # -- cut_array -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
-@given(items=st.lists(keyed, max_size=20), head=st.binary(max_size=5))
+@settings(max_examples=25)
+@given(items=st.lists(keyed, max_size=10), head=st.binary(max_size=5))
 def test_items_are_cut_as_they_are_encoded(items: list[Any], head: bytes) -> None:
     """The items of an array come back byte by byte, wherever in the message it begins."""
     encoded = list(map(pack, items))
