@@ -173,8 +173,12 @@ class _Part:
         except (TypeError, ValueError):
             text = f"the result of a batch of {count} must be [results, errors] but is {short(outcome)}"
             raise MalformedFrameError(text) from None
-        for place, value in zip(self.places, values, strict=True):
-            results[place] = value
+        first = self.places[0]
+        if self.places[-1] - first == count - 1:  # in a row, as nearly always
+            results[first : first + count] = values
+        else:
+            for place, value in zip(self.places, values, strict=True):
+                results[place] = value
         channel = self.link.channel
         origin = channel._protocol._peername() if channel is not None else self.link.url
         for index, description in failed.items():
@@ -194,13 +198,14 @@ def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: fl
     current: dict[Any, _Part] = {}  # those that are not full, by the place they go to
     last: Any = None  # the last proxy, whose path and part are known
     path, part = "", _Part(None)
+    part_calls, places = part.calls, part.places
     index = -1
     for index, call in enumerate(calls):
         if type(call) is partial:
             proxy, args, kwargs = call.func, call.args, call.keywords
-            if proxy is last and len(part.calls) < MAX_BATCH - 1:  # nothing about it needs a second look
-                part.places.append(index)
-                part.calls.append((path, args, kwargs))
+            if proxy is last and len(places) < MAX_BATCH - 1:  # nothing about it needs a second look
+                places.append(index)
+                part_calls.append((path, args, kwargs))
                 continue
         else:
             proxy, args, kwargs = call, (), {}
@@ -219,9 +224,10 @@ def _send(calls: Iterable[partial[Any] | Proxy], parts: list[_Part], timeout: fl
             found = current[place] = _Part(proxy)
             parts.append(found)
         part = found
-        part.places.append(index)
-        part.calls.append((path, args, kwargs))
-        if len(part.calls) < MAX_BATCH:
+        part_calls, places = part.calls, part.places
+        places.append(index)
+        part_calls.append((path, args, kwargs))
+        if len(places) < MAX_BATCH:
             last = proxy
         else:
             del current[place]

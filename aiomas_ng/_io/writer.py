@@ -25,7 +25,8 @@ CORK_SIZE: Final = 64 * 1024
 #: in place of 64 calls in flight took a quarter longer.
 MAX_GATHERED: Final = 64
 #: Bytes of a large object that are given to the transport at a time; it copies what the system does not take.
-SLICE_SIZE: Final = 256 * 1024
+#: With 256 KiB, 16 MiB took a quarter longer.
+SLICE_SIZE: Final = 1024 * 1024
 
 #: Bytes at both ends of a large object that are written together with what is around it.
 EDGE_SIZE: Final = 32 * 1024
