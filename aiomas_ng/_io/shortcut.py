@@ -11,6 +11,7 @@ would run it: no message, no future that is waited for, and everything else as e
   taken, and what is sent after goes after it.
 - The function has the context (:mod:`contextvars`) that it always has, not the caller's.
 - A result does not overtake what was sent to the caller before.
+- What is large takes the long way, where the limits are.
 - After :data:`MAX_IN_A_ROW` calls in a turn of the loop the next one takes the long way, so that others have
   their turn.
 """
@@ -29,7 +30,7 @@ from aiomas_ng._core.frames import REQUEST
 from aiomas_ng._io.answerer import PLAIN_TYPES
 from aiomas_ng._io.job import is_awaitable, is_stream
 from aiomas_ng._io.reply import Reply
-from aiomas_ng.codecs import MsgPack
+from aiomas_ng.codecs import LARGE, MsgPack
 from aiomas_ng.exceptions import AiomasError
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ _await: Final = asyncio.Future.__await__
 _NO_KWARGS: Final = b"\x80"
 
 
+def _new_packer() -> Callable[[Any], bytes]:
+    # Without a hook, so that nothing can use it while it packs.  What it cannot pack, the codec can.
+    pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+    return pack
+
+
 class Shortcut:
     """Joins the two ends of a container's channel to itself.
 
@@ -84,9 +91,8 @@ class Shortcut:
         self._way_back = near.channel.transport._incoming
         self._far_protocol = far.channel._protocol
         # The type, an id of nine bytes and the heads of the arrays come on top of what is counted.
-        self._room = min(near.channel._limits.frame_size, far.channel._limits.frame_size) - 16
-        # Without a hook, so that nothing can use it while it packs.  What it cannot pack, the codec can.
-        self._pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+        self._room = min(near.channel._limits.frame_size, far.channel._limits.frame_size, LARGE) - 16
+        self._pack = _new_packer()
         assert isinstance(near.channel.codec, MsgPack)
         assert isinstance(far.channel.codec, MsgPack)
         self._near_hook = near.channel.codec._ext_hook
@@ -123,6 +129,7 @@ class Shortcut:
             reply._args = self._near.codec.encode(args)
             reply._kwargs = self._near.codec.encode(kwargs)
         if not path.isascii() or len(path) + len(reply._args) + len(reply._kwargs) > self._room:
+            self._pack = _new_packer()  # it never gives back what it has once needed
             return self._client.call(path, args, kwargs, options)  # which says what is wrong, if anything is
         reply.path = path
         reply._channel = None
@@ -229,4 +236,5 @@ class Shortcut:
                     if not reply.done():
                         reply.set_result(value)
                     return
+                self._pack = _new_packer()
         self._context.run(self._far.channel._settle, self._open(reply), result)
