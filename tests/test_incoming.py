@@ -83,10 +83,10 @@ def test_a_limit_so_small_that_no_text_fits() -> None:
     pipe = end.receive()
     send = end.channel._send_control
 
-    def send_small(msg_type: int, msg_id: int, content: Any = None) -> None:
+    def send_small(msg_type: int, msg_id: int, content: Any = None, *, gather: bool = False) -> None:
         if len(content) > 2:
             raise FrameTooLargeError(10, 5, "a frame")
-        send(msg_type, msg_id, content)
+        send(msg_type, msg_id, content, gather=gather)
 
     end.channel._send_control = send_small  # type: ignore[method-assign]
     pipe.add_response(item(1), is_last=True)
