@@ -1149,3 +1149,31 @@ async def test_a_function_that_shuts_its_container_down(kind: str) -> None:
         outcomes = await asyncio.wait_for(asyncio.gather(*replies, return_exceptions=True), 5)
         assert isinstance(outcomes[0], ConnectionError | RemoteCancelledError)
         assert outcomes[1] is None or isinstance(outcomes[1], ConnectionError)
+
+
+class Noted:
+    """Something whose serializer makes a call."""
+
+
+async def test_a_serializer_that_calls() -> None:
+    """A call that a serializer makes while another call is encoded is not lost, and goes first."""
+    proxy: Any = None
+    replies: list[Any] = []
+
+    def serialize(_: Noted) -> int:
+        replies.append(proxy.get_type("text"))
+        return 1
+
+    def serializer() -> tuple[Any, ...]:
+        return Noted, serialize, lambda _: Noted()
+
+    container = await Container.create(("127.0.0.1", 0), extra_serializers=[serializer], as_coro=True)
+    try:
+        proxy = await container.connect(Worker(container).addr)
+        assert await proxy.get_type(1) == "int"
+        async with asyncio.timeout(10):
+            assert await proxy.get_type(Noted()) == "Noted"
+            assert await asyncio.gather(*replies) == ["str"] * len(replies)
+        assert replies
+    finally:
+        await container.shutdown(as_coro=True)

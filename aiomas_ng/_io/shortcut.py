@@ -128,8 +128,12 @@ class Shortcut:
         except Exception:
             reply._args = self._near.codec.encode(args)
             reply._kwargs = self._near.codec.encode(kwargs)
-        if not path.isascii() or len(path) + len(reply._args) + len(reply._kwargs) > self._room:
-            self._pack = _new_packer()  # it never gives back what it has once needed
+            if self._lone is not None:
+                self._hand_over()  # a serializer has made a call of its own
+        is_large = len(path) + len(reply._args) + len(reply._kwargs) > self._room
+        if is_large or not path.isascii():
+            if is_large:
+                self._pack = _new_packer()  # it never gives back what it has once needed
             return self._client.call(path, args, kwargs, options)  # which says what is wrong, if anything is
         reply.path = path
         reply._channel = None
