@@ -109,6 +109,7 @@ class Container:
         as_coro: Literal[False] = False,
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        resumable: bool = True,
     ) -> Self: ...
     @overload
     @classmethod
@@ -123,6 +124,7 @@ class Container:
         as_coro: Literal[True],
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        resumable: bool = True,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -136,6 +138,7 @@ class Container:
         as_coro: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        resumable: bool = True,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -156,6 +159,8 @@ class Container:
                 container is there.
             loop: The event loop; by default the running or current one, or a new one.
             limits: Bounds of each connection.
+            resumable: Take up connections to other containers again when they break, with all calls, streams
+                and observations on them.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -165,7 +170,7 @@ class Container:
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits)
+        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -177,12 +182,14 @@ class Container:
         extra_serializers: Any,
         ssl: Any,
         limits: Limits,
+        resumable: bool,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
             "codec": codec or channel.DEFAULT_CODEC,
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
             "limits": limits,
+            "resumable": resumable,
         }
         container: Self
 

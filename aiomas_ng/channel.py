@@ -19,11 +19,12 @@ streamed replies, cancellation that reaches the peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aiomas_ng import codecs, local_queue, tuning, util
-from aiomas_ng._core.frames import BUNDLE, EXCEPTION, REQUEST, RESULT
+from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
@@ -34,6 +35,7 @@ from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
 from aiomas_ng._io.job import is_awaitable
 from aiomas_ng._io.reply import Reply, ReplyStream
+from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
 from aiomas_ng._io.writer import FrameWriter
 from aiomas_ng.exceptions import (
     AiomasError,
@@ -81,6 +83,7 @@ async def open_connection(
     extra_serializers: Serializers = (),
     timeout: float | None = 0,
     limits: Limits = DEFAULT_LIMITS,
+    resumable: bool = False,
     **kwds: Any,
 ) -> Channel:
     """Connect to *addr* and return the :class:`Channel`.
@@ -96,6 +99,8 @@ async def open_connection(
         timeout: Seconds to go on trying, with growing pauses, while nobody answers; 0 tries once, ``None``
             for ever.
         limits: Bounds of this side of the connection.
+        resumable: If the connection breaks, take it up again, with all that was under way, provided that the
+            server is resumable as well.
         **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``, for example
             ``ssl``.
 
@@ -110,8 +115,14 @@ async def open_connection(
     make_codec = _codec_factory(codec, extra_serializers)
     instance = make_codec()  # before anything is dialled: a codec may miss its package
 
+    async def redial(make_protocol: Callable[[], Any]) -> Any:
+        return await dial(addr, make_protocol, timeout=0, loop=loop, **kwds)
+
     def factory() -> ChannelProtocol:
-        return ChannelProtocol(instance, loop=loop, limits=limits)
+        protocol = ChannelProtocol(instance, loop=loop, limits=limits)
+        if resumable:
+            protocol.make_resumable(redial=redial)
+        return protocol
 
     protocol = await dial(addr, factory, timeout=timeout, loop=loop, **kwds)
     assert protocol.channel is not None
@@ -126,6 +137,7 @@ async def start_server(
     codec: CodecFactory | None = None,
     extra_serializers: Serializers = (),
     limits: Limits = DEFAULT_LIMITS,
+    resumable: bool = False,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
@@ -137,6 +149,7 @@ async def start_server(
         codec: As for :func:`open_connection`; each connection gets an instance.
         extra_serializers: As for :func:`open_connection`.
         limits: Bounds of this side of each connection.
+        resumable: Let clients that ask for it take up connections that broke.
         **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``, for example ``ssl``.
 
     Raises:
@@ -146,10 +159,13 @@ async def start_server(
     loop = loop or util.get_loop()
     make_codec = _codec_factory(codec, extra_serializers)
     make_codec()
+    sessions = Sessions(limits)
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
         protocol = ChannelProtocol(make_codec(), client_connected_cb, loop=loop, limits=limits)
         protocol._connections = connections
+        if resumable:
+            protocol.make_resumable(sessions=sessions)
         return protocol
 
     return await listen(addr, factory, loop=loop, **kwds)
@@ -226,6 +242,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     ) -> None:
         super().__init__(loop, limits)
         tuning.keep_freed_memory()
+        self._resumption: Resumption | None = None
         self.codec = codec
         self.channel: Channel | None = None
         self._client_connected_cb = client_connected_cb
@@ -238,6 +255,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Make the :class:`Channel` and hand it to the ``client_connected_cb``."""
+        if self._resumption is not None:
+            transport = self._resumption.begin(transport)
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
         if self._connections is not None:
@@ -273,17 +292,34 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
         parser = self._parser
+        session = self._session
+        if session is not None:
+            session.received += len(data)
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
             if self.channel is not None and self.channel._error is None:
                 self._take_payload(data[4:])
-            return
-        frames = parser.feed(data)
-        if frames:
-            self._take_payloads(frames)
-        if parser.is_in_bulk and not self.transport.is_closing():
-            # Into one large buffer, and not piece by piece: twice as fast. For small frames it is slower.
-            BulkReader(self, self._parser, self._take_payloads, is_copied=self._plain is not None)
+        else:
+            frames = parser.feed(data)
+            if frames:
+                self._take_payloads(frames)
+            if parser.is_in_bulk and not self.transport.is_closing():
+                # Into one large buffer, and not piece by piece: twice as fast. For small frames it is slower.
+                BulkReader(self, self._parser, self._take_payloads, is_copied=self._plain is not None)
+        if session is not None and session.received >= session.ack_at:
+            self._look()
+
+    def bulk_received(self, size: int) -> None:
+        """A :class:`~aiomas_ng._io.bulk.BulkReader` has read *size* bytes."""
+        session = self._session
+        if session is not None:
+            session.received += size
+            if session.received >= session.ack_at:
+                self._look()
+
+    def _look(self) -> None:
+        if self._resumption is not None:
+            self._resumption.look()
 
     def _take_payloads(self, payloads: Sequence[Frame | Oversized], is_bundled: bool = False) -> None:
         channel = self.channel
@@ -373,17 +409,65 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The peer has closed its side: fail what waits, and let the transport close."""
-        if self.channel is not None:
+        if self.channel is not None and not self._is_resumable(None):
             self.channel._set_error(self._lost_error(None))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail everything that waits with a :exc:`~aiomas_ng.exceptions.ChannelClosedError`."""
+        """Fail everything that waits with a :exc:`~aiomas_ng.exceptions.ChannelClosedError`, unless the
+        connection can be taken up again."""
+        if self._is_resumable(exc):
+            return
         if self._connections is not None:
             self._connections.discard(self)
         if self.channel is not None:
             self.channel._set_error(self._lost_error(exc))
             self.channel._connection_lost()
         self.is_paused = False
+
+    def _is_resumable(self, exc: Exception | None) -> bool:
+        """The transport has ended: return whether another one may take its place."""
+        resumption = self._resumption
+        if resumption is None or not resumption.can_resume:
+            return False
+        if self.channel is None or self.channel._error is not None:
+            return False
+        resumption.interrupt(self._lost_error(exc).reason)
+        return True
+
+    def peer_closes(self) -> None:
+        """The peer has said that it closes the connection: it is not taken up again."""
+        if self._resumption is not None:
+            self._resumption.give_up()
+
+    def hand_over(self, request: Any) -> None:
+        """The peer has connected to take up an earlier connection."""
+        hand_over(self, request)
+
+    def close_transport(self) -> None:
+        """Close the transport, after telling a peer that would connect anew."""
+        resumption = self._resumption
+        if resumption is not None:
+            if resumption.can_resume and not self.transport.is_closing():
+                with contextlib.suppress(FrameTooLargeError):
+                    self.write(self.codec.encode((CLOSE, 0, "the connection is closed")))
+                self.flush()
+            resumption.give_up()
+        super().close_transport()
+
+    def make_resumable(self, *, redial: Redial | None = None, sessions: Sessions | None = None) -> None:
+        """Take the connection up again when it breaks, if the peer is able to; to be called before there is a
+        transport.
+
+        Args:
+            redial: Connects anew, if we dial.
+            sessions: Where who connects anew finds this connection, if we are dialled.
+        """
+        self._resumption = Resumption(self, redial=redial, sessions=sessions)
+        self._session = self._resumption.session
+
+    def get_tasks(self) -> list[asyncio.Task[None] | None]:
+        """Return the tasks that belong to the connection."""
+        return [self._callback_task, self._resumption.task if self._resumption is not None else None]
 
     def _lost_error(self, exc: Exception | None) -> ChannelClosedError:
         reason = "the peer closed the connection" if exc is None else f"the connection broke: {exc}"

@@ -14,11 +14,13 @@
     │   ├── MalformedFrameError      + ValueError
     │   ├── UnknownFrameTypeError
     │   ├── UnknownReplyError        + LookupError
-    │   └── ConnectionStalledError   + ConnectionAbortedError
+    │   ├── ConnectionStalledError   + ConnectionAbortedError
+    │   └── ResumptionError          a session could not be proven to be the one that was interrupted
     ├── ConnectError               + ConnectionRefusedError: nobody answers at the address
     │   └── SocketPathError          + FileNotFoundError: nor does its path exist
     ├── ChannelClosedError         + ConnectionResetError
     │   ├── ClosedByPeerError
+    │   │   └── SessionLostError     it broke, and could not be taken up again
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
@@ -68,8 +70,10 @@ __all__ = [
     "RemoteLookupError",
     "RemoteOverloadError",
     "RemoteSerializationError",
+    "ResumptionError",
     "RoutingError",
     "SerializationError",
+    "SessionLostError",
     "SocketPathError",
     "SpawnError",
     "StreamError",
@@ -191,6 +195,11 @@ class ConnectionStalledError(ProtocolError, ConnectionAbortedError):
     """Both directions of a connection stood still for too long, so it was given up."""
 
 
+class ResumptionError(ProtocolError):
+    """A connection was made to take up an interrupted session, and the peer could not prove that it may, or
+    does not know the session."""
+
+
 class ConnectError(AiomasError, ConnectionRefusedError):
     """No connection could be made to an address.
 
@@ -236,6 +245,11 @@ class ChannelClosedError(AiomasError, ConnectionResetError):
 
 class ClosedByPeerError(ChannelClosedError):
     """The peer closed the connection, or it broke."""
+
+
+class SessionLostError(ClosedByPeerError):
+    """The connection broke and could not be taken up again: the peer is gone or has been restarted, or the
+    network did not come back in time."""
 
 
 class ClosedByUsError(ChannelClosedError):

@@ -67,7 +67,7 @@ REFERENCE_NAME: Final = "aiomas_ng.service"
 OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
 
 #: What of the way in which a peer was connected to also holds for third parties.
-SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "ssl")
+SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "resumable", "ssl")
 
 
 async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) -> RpcClient:

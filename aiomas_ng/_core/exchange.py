@@ -69,6 +69,11 @@ class Exchange:
         self.calls[msg_id] = call
         return msg_id
 
+    @property
+    def next_id(self) -> int:
+        """The id of the next call."""
+        return self._next_id
+
     def withdraw(self, msg_id: int) -> None:
         """Forget the call of *msg_id*, whose request was not sent after all.
 

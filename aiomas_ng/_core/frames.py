@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ACK",
     "BUNDLE",
     "CANCEL",
+    "CLOSE",
     "CREDIT",
     "EXCEPTION",
     "FIRST_ID",
@@ -55,6 +57,11 @@ LANE_RESOURCES: Final = 1
 #: ``[11, 0, [[type, id, content], …]]``: several frames in one, sent to a peer whose SESSION has said that it
 #: takes them: to decode them together is faster than one by one.
 BUNDLE: Final = 11
+
+#: ``[12, n, null]``: *n* bytes of the session have been received (see :mod:`~aiomas_ng._core.session`).
+ACK: Final = 12
+#: ``[13, 0, reason]``: the sender closes the connection, for good.
+CLOSE: Final = 13
 
 #: Our ids count up from here.  Old peers echo any id; ours recognize one of theirs by its first request.
 FIRST_ID: Final = 0x616E6700

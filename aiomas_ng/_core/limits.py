@@ -37,6 +37,13 @@ class Limits:
             block by block, at a time.  Beyond: 5.03, or the oldest one has to be fetched anew.
         transfer_size: Bytes of all these bodies, for each of the two.
         transfer_time: Seconds after which such a body is given up if no block of it comes or is fetched.
+        resend_size: Bytes that are kept until the peer has acknowledged them, to be sent again if the
+            connection breaks.  Beyond: while it is broken, as while the peer does not read; else, with a peer
+            that acknowledges nothing, the connection cannot be taken up again any more.
+        grace_time: Seconds for which a connection that broke may be taken up again; its calls wait as long.
+        refusal_time: Seconds after which that is given up if the peer's address refuses connections: no
+            process listens there.
+        sessions: Broken connections that a server keeps.  Beyond: the oldest one is given up.
         violations: Broken frames that are forgiven before the connection is closed.
         stall_time: Seconds for which both directions may stand still at once before the connection is given
             up.
@@ -54,6 +61,10 @@ class Limits:
     transfers: int = 64
     transfer_size: int = 256 * MIB
     transfer_time: float = 60.0
+    resend_size: int = 16 * MIB
+    grace_time: float = 10.0
+    refusal_time: float = 1.0
+    sessions: int = 1000
     violations: int = 100
     stall_time: float = 120.0
 

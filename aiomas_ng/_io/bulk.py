@@ -44,9 +44,11 @@ class BulkReader(asyncio.BufferedProtocol):
         """Take note of what was read; hand the frame over when it is complete."""
         complete = self._parser.buffer_updated(nbytes)
         if complete is None:
+            self._protocol.bulk_received(nbytes)
             return
         buffer, size = complete
         self._protocol.transport.set_protocol(self._protocol)
+        self._protocol.bulk_received(nbytes)
         self._take([memoryview(buffer)[:size]])
         if self._is_copied and not _SPARE and len(buffer) <= tuning.KEPT_SIZE and tuning.keep_freed_memory():
             _SPARE.append(buffer)

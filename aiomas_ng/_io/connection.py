@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -64,6 +65,7 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None  # of recv()
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_reading = True
+        self._unsent_from: float = math.inf  # the first call made since the connection broke, if it did
 
     def __repr__(self) -> str:
         state = "open" if self._error is None else f"closed: {self._error.reason}"
@@ -187,8 +189,7 @@ class Connection:
         for job in others:
             job.cancel()
         tasks = {job.task for job in others}
-        if self._protocol._callback_task is not None:
-            tasks.add(self._protocol._callback_task)
+        tasks.update(task for task in self._protocol.get_tasks() if task is not None)
         await asyncio.shield(self._lost)
         tasks.discard(asyncio.current_task())
         if tasks:
@@ -209,7 +210,7 @@ class Connection:
         self._error = error
         calls, jobs = self._exchange.close()
         for call in calls:
-            reason = type(error)(error.reason, True)
+            reason = type(error)(error.reason, call._msg_id < self._unsent_from)
             reason.__cause__ = error.__cause__
             self._fail_call(call, reason)
         current = CURRENT_JOB.get()
@@ -228,6 +229,15 @@ class Connection:
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(error)
+
+    def _interrupted(self) -> None:
+        """The transport broke; another one may take its place."""
+        self._unsent_from = min(self._unsent_from, self._exchange.next_id)
+
+    def _resumed(self) -> None:
+        """Another transport has taken the place of the one that broke."""
+        self._unsent_from = math.inf
+        self._check_stall()
 
     def _when_lost(self, callback: Callable[[ChannelClosedError], None]) -> None:
         """Call *callback* with the error when the connection ends, at once if it has."""

@@ -107,6 +107,9 @@ class Dispatcher(Caller, Answerer):
         """The peer says what it is capable of; say the same of us, once."""
         if type(content) is not dict:
             raise MalformedFrameError(f"a session must be a map but is {short(content)}")
+        if "resume" in content:
+            self._protocol.hand_over(content["resume"])
+            return
         bundle_size = content.get("bundle")
         if bundle_size is not None and (type(bundle_size) is not int or bundle_size < 0):
             raise MalformedFrameError(
@@ -114,14 +117,17 @@ class Dispatcher(Caller, Answerer):
             )
         if self._plain is not None and bundle_size:
             self._protocol.take_up_bundles(self._plain.join, bundle_size)
+        resumption = self._protocol._resumption
+        if resumption is not None:
+            resumption.take_greeting(content.get("session"))
         self._greet()
 
     def _take_extension(self, msg_type: int, msg_id: Any, content: Any, size: int) -> None:
         """Take a frame of a type that only peers of ours send."""
-        if not frames.CANCEL <= msg_type <= frames.STREAM:
+        if not (frames.CANCEL <= msg_type <= frames.STREAM or frames.ACK <= msg_type <= frames.CLOSE):
             raise UnknownFrameTypeError(f"a frame has the unknown type {short(msg_type)}")
         if not self._exchange.is_peer_ours:
-            self._welcome(greet=False)
+            self._welcome(greet=self._protocol._resumption is not None and msg_type != frames.SESSION)
         if msg_type == MESSAGE:
             if msg_id != frames.LANE_RPC:
                 self._take_lane_message(msg_id, content, size)
@@ -144,8 +150,14 @@ class Dispatcher(Caller, Answerer):
                 raise MalformedFrameError(f"a ping's number must be an integer but is {short(msg_id)}")
             self._due_pong = msg_id
             self._send_due_pong()
+        elif msg_type == frames.ACK:
+            session = self._protocol._session
+            if session is not None:
+                session.acknowledge(msg_id)
         elif msg_type == frames.SESSION:
             self._take_session(content)
+        elif msg_type == frames.CLOSE:
+            self._protocol.peer_closes()
 
     def _take_lane_message(self, lane: Any, content: Any, size: int) -> None:
         if lane != frames.LANE_RESOURCES:
@@ -196,9 +208,13 @@ class Dispatcher(Caller, Answerer):
         """Say that we are one of ours, once."""
         if not self._has_greeted:
             self._has_greeted = True
-            session = {"version": frames.WIRE_VERSION}
+            session: dict[str, Any] = {"version": frames.WIRE_VERSION}
             if self._plain is not None:
                 session["bundle"] = min(BUNDLE_SIZE, self._limits.frame_size)
+            resumption = self._protocol._resumption
+            offer = resumption.greet() if resumption is not None else None
+            if offer is not None:
+                session["session"] = offer
             self._send_control(frames.SESSION, 0, session)
 
     def _reject_frame(self, msg_type: int, msg_id: Any, error: AiomasError, size: int) -> None:

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
@@ -38,6 +38,7 @@ LONGEST_PAUSE: Final = 2.0
 #: How often a port is looked for that is free on all addresses of a host.
 PORT_ATTEMPTS: Final = 10
 
+T = TypeVar("T", bound=asyncio.BaseProtocol)
 ProtocolFactory = Callable[[], "ChannelProtocol"]
 
 
@@ -75,12 +76,12 @@ def as_address(addr: Any) -> tuple[str, int] | str | local_queue.LocalQueue:
 
 async def dial(
     addr: Any,
-    factory: ProtocolFactory,
+    factory: Callable[[], T],
     *,
     timeout: float | None = 0,
     loop: asyncio.AbstractEventLoop,
     **kwds: Any,
-) -> ChannelProtocol:
+) -> T:
     """Connect to *addr*; see :func:`aiomas_ng.channel.open_connection` for *timeout*."""
     target = as_address(addr)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
@@ -104,10 +105,10 @@ async def dial(
 
 async def _connect(
     target: tuple[str, int] | str | local_queue.LocalQueue,
-    factory: ProtocolFactory,
+    factory: Callable[[], T],
     loop: asyncio.AbstractEventLoop,
     kwds: dict[str, Any],
-) -> ChannelProtocol:
+) -> T:
     connecting: Coroutine[Any, Any, tuple[Any, Any]]
     if isinstance(target, local_queue.LocalQueue):
         connecting = local_queue.create_connection(factory, target, loop=loop, **kwds)

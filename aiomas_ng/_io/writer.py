@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from aiomas_ng._core.framing import HEADER
 from aiomas_ng._core.limits import Limits
+from aiomas_ng._core.session import Session
 from aiomas_ng.exceptions import FrameTooLargeError
 
 __all__ = ["CORK_SIZE", "FrameWriter"]
@@ -48,6 +49,8 @@ class FrameWriter:
         self.transport: Any = None
         self.limits = limits
         self.is_paused = False  #: Whether the peer reads too slowly for what we write.
+        self._is_blocked = False  # whether the transport is full
+        self._session: Session | None = None  # keeps what is written, if the connection can be taken up again
         # Puts several payloads together into that of a bundle; None as long as the peer takes no bundles.
         self._join: Callable[[list[bytes]], bytes] | None = None
         self._loop = loop
@@ -109,7 +112,7 @@ class FrameWriter:
         size = len(payload)
         if size > self._frame_size:
             raise FrameTooLargeError(size, self._frame_size, "the encoded message")
-        if self.is_paused:
+        if self._is_blocked:
             self._hold(_pack(size) + payload)
         else:
             self.transport.write(_pack(size) + payload)
@@ -171,7 +174,7 @@ class FrameWriter:
             self._pass_on(b"".join([_pack(len(payload)) + payload for payload in gathered]))
 
     def _pass_on(self, data: bytes | memoryview) -> None:
-        if self.is_paused:
+        if self._is_blocked:
             self._hold(data)
         else:
             self.transport.write(data)
@@ -209,20 +212,30 @@ class FrameWriter:
     def is_backlogged(self) -> bool:
         """Return whether the bytes that the peer does not read have reached the limit."""
         # Without those that the transport holds, which are few, and which it takes long to count.
-        return self._held_size >= self.limits.backlog
+        excess = 0 if self._session is None else self._session.excess
+        return self._held_size + excess >= self.limits.backlog
 
     def pause_writing(self) -> None:
         """The transport's buffer is full: hold back what is written from now on."""
-        self.is_paused = True
+        self._is_blocked = self.is_paused = True
 
     def resume_writing(self) -> None:
         """The transport's buffer has emptied: go on, first with what was held back meanwhile."""
-        self.is_paused = False
+        self._is_blocked = False
         while self._held:
             self._write_held()
-            if self.is_paused:
+            if self._is_blocked:
                 return
-        self.wake_drainers()
+        self.check_room()
+
+    def check_room(self) -> None:
+        """Go on, unless there is no transport and too much waits for one already."""
+        session = self._session
+        self.is_paused = self._is_blocked or (
+            session is not None and session.pass_on is None and session.excess > 0
+        )
+        if not self.is_paused:
+            self.wake_drainers()
 
     def wake_drainers(self) -> None:
         """Let all that wait for room look again."""

@@ -1,0 +1,483 @@
+"""What keeps a connection going when its transport breaks: dialling anew, and waiting for who dials anew.
+
+::
+
+    dialler                                            acceptor
+    the transport breaks                               … or seems to be there still
+    dial ── [9, 0, {"resume": [id, …, proof]}] ──────▶ a new channel, which finds the session of that id
+    check ◀── [9, 0, {"resumed": [received, proof]}] ─ gives it the transport, and vanishes
+    the rest of the bytes ──▶                      ◀── the rest of the bytes
+
+The rules are those of :mod:`aiomas_ng._core.session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from aiomas_ng._core import frames
+from aiomas_ng._core.codec_errors import short
+from aiomas_ng._core.framing import HEADER
+from aiomas_ng._core.limits import Limits
+from aiomas_ng._core.session import ID_SIZE, SECRET_SIZE, Session, State
+from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
+from aiomas_ng._io.session_transport import SessionTransport, feed
+from aiomas_ng.exceptions import ClosedByPeerError, ConnectError, ResumptionError, SessionLostError
+
+if TYPE_CHECKING:
+    from aiomas_ng.channel import ChannelProtocol
+
+__all__ = ["Redial", "Resumption", "Sessions", "hand_over"]
+
+logger = logging.getLogger("aiomas_ng.channel")
+
+#: Connects to the peer once more, with a protocol of that factory.
+Redial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[asyncio.BaseProtocol]]
+
+#: Seconds that the peer has to answer on a new connection, before another one is tried.
+ANSWER_TIME: Final = 3.0
+#: Bytes of a frame that answers a dialler, at most.
+ANSWER_SIZE: Final = 64 * 1024
+
+#: Characters of what a peer says why it refuses, at most.
+MAX_REASON: Final = 200
+
+SESSION: Final = frames.SESSION
+
+
+class Sessions:
+    """The sessions of one server that can be taken up.
+
+    Args:
+        limits: Bounds of the server's connections.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._known: dict[str, Resumption] = {}
+        self._broken: dict[str, Resumption] = {}  # in the order in which they broke
+
+    def add(self, session_id: str, resumption: Resumption) -> None:
+        """Remember a session."""
+        self._known[session_id] = resumption
+
+    def find(self, session_id: Any) -> Resumption | None:
+        """Return the session of that id, if it is known."""
+        return self._known.get(session_id) if isinstance(session_id, str) else None
+
+    def note_broken(self, session_id: str, resumption: Resumption) -> None:
+        """A session has lost its transport; there may be too many of these."""
+        self._broken[session_id] = resumption
+        if len(self._broken) > self.limits.sessions:
+            oldest = next(iter(self._broken.values()))
+            oldest.fail(f"more than {self.limits.sessions} broken connections are kept here")
+
+    def note_resumed(self, session_id: str) -> None:
+        """A session has a transport again."""
+        self._broken.pop(session_id, None)
+
+    def remove(self, session_id: str) -> None:
+        """Forget a session."""
+        self._known.pop(session_id, None)
+        self._broken.pop(session_id, None)
+
+
+class Resumption:
+    """Lets one connection be taken up again.
+
+    Args:
+        protocol: Reads and writes the frames of the connection.
+        redial: Connects anew, at the end that has dialled.
+        sessions: Where other connections find this one, at the other end.
+    """
+
+    def __init__(
+        self, protocol: ChannelProtocol, *, redial: Redial | None = None, sessions: Sessions | None = None
+    ) -> None:
+        self.session = Session(is_dialler=redial is not None, limit=protocol.limits.resend_size)
+        self.session.on_full = self._full
+        self.transport: SessionTransport
+        self.task: asyncio.Task[None] | None = None  #: Connects anew.
+        self._protocol = protocol
+        self._redial = redial
+        self._sessions = sessions
+        self._expiry: asyncio.TimerHandle | None = None
+        self._lost_because = ""
+        self._identity: tuple[Any, Any] = (None, None)  # whose session it is
+
+    def __repr__(self) -> str:
+        return f"<Resumption of {self._protocol.channel!r}, {self.session.state.value}>"
+
+    def begin(self, wire: Any) -> SessionTransport:
+        """Return what the protocol writes to, in place of its first transport."""
+        self.transport = SessionTransport(wire, self.session, self._protocol._loop)
+        if self._redial is None:
+            self._identity = _get_identity(wire)
+        return self.transport
+
+    # Who the peer is
+
+    def look(self) -> None:
+        """Something has been received: acknowledge it if it is time for that."""
+        session, channel = self.session, self._protocol.channel
+        assert channel is not None
+        if session.state is State.UNKNOWN:
+            if self._protocol._is_decoding_known and not channel._exchange.is_peer_ours:
+                self.give_up()  # of the peers that know sessions, each has shown itself by now
+            return
+        count = session.take_due_ack()
+        if count is not None:
+            channel._send_control(frames.ACK, count, gather=True)
+
+    def greet(self) -> Any:
+        """Return what we say about sessions when we say that we are one of ours."""
+        session = self.session
+        if session.is_dialler:
+            return True
+        if session.state is not State.UNKNOWN or self._sessions is None:
+            return None
+        offer = session.offer(
+            secrets.token_hex(ID_SIZE), secrets.token_bytes(SECRET_SIZE), self._protocol.limits.grace_time
+        )
+        self._sessions.add(session.id, self)
+        return offer
+
+    def take_greeting(self, said: Any) -> None:
+        """The peer has said something about sessions, or nothing (``None``).
+
+        Raises:
+            MalformedFrameError: It is no offer.
+        """
+        if said is None:
+            self.give_up()
+        elif self.session.is_dialler and said is not True:
+            self.session.accept(said)
+
+    def _full(self) -> None:
+        session = self.session
+        if session.pass_on is None:
+            self._protocol.check_room()
+        elif session.state is State.UNKNOWN:
+            self.give_up()
+        else:
+            logger.warning(
+                "the connection to %s cannot be taken up any more if it breaks: the peer has not "
+                "acknowledged %d bytes",
+                self._protocol._peername(),
+                session.kept_size,
+            )
+            self.give_up()
+
+    def give_up(self) -> None:
+        """The connection will not be taken up; keep nothing any more, and go on as long as it lasts."""
+        session = self.session
+        if session.state is State.ENDED:
+            return
+        if self._sessions is not None and session.id:
+            self._sessions.remove(session.id)
+        session.end()
+        self._stop()
+        self.transport.bypass()
+        self._protocol._session = None
+
+    def _stop(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self.task is not None:
+            self.task.cancel()
+
+    # When the transport breaks
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the connection can be taken up if it breaks now."""
+        return self.session.state in (State.OPEN, State.INTERRUPTED)
+
+    def interrupt(self, reason: str) -> None:
+        """The transport broke, or is given up: wait for another one."""
+        session, protocol = self.session, self._protocol
+        if session.state is State.INTERRUPTED:
+            return
+        wire = self.transport.detach()
+        if wire is not None:
+            wire.abort()
+        session.interrupt()
+        self._lost_because = reason
+        channel, loop = protocol.channel, protocol._loop
+        assert channel is not None
+        logger.info("%s: %s; it may be taken up again", protocol._peername(), reason)
+        channel._interrupted()
+        if session.is_dialler:
+            self.task = loop.create_task(self._dial())
+        else:
+            assert self._sessions is not None
+            self._expiry = loop.call_later(session.grace, self._expire, session.grace)
+            self._sessions.note_broken(session.id, self)
+        protocol.resume_writing()  # what was held back is kept by the session from now on
+
+    def _expire(self, seconds: float) -> None:
+        self.fail(f"the peer did not come back within {seconds:g} s")
+
+    def fail(self, reason: str) -> None:
+        """The connection cannot be taken up: end it."""
+        protocol, kept = self._protocol, self.session.kept_size
+        assert protocol.channel is not None
+        if self.session.state is State.ENDED:
+            return
+        text = f"{self._lost_because}, and could not be taken up again: {reason}"
+        logger.warning(
+            "the connection to %s is lost: %s; %d bytes of ours may not have arrived",
+            protocol._peername(),
+            text,
+            kept,
+        )
+        self.give_up()
+        protocol.channel._set_error(SessionLostError(text))
+
+    async def _dial(self) -> None:
+        """Connect anew, until the peer has answered or the time is up."""
+        assert self._redial is not None
+        limits, loop = self._protocol.limits, self._protocol._loop
+        grace = min(limits.grace_time, self.session.grace)
+        deadline = loop.time() + grace
+        refused_since: float | None = None
+        pause = FIRST_PAUSE
+        reason = f"no answer within {grace:g} s"
+        while self.session.state is State.INTERRUPTED:
+            now = loop.time()
+            if now >= deadline:
+                self._fail_dialling(reason)
+                return
+            handshake = _Handshake(self)
+            try:
+                async with asyncio.timeout(min(ANSWER_TIME, deadline - now)):
+                    await self._redial(lambda handshake=handshake: handshake)  # type: ignore[misc]
+                    await handshake.answered
+                return
+            except ResumptionError as error:
+                self._fail_dialling(str(error))
+                return
+            except TimeoutError:
+                refused_since = None
+                reason = f"no answer within {grace:g} s"
+            except (ConnectError, ClosedByPeerError) as error:
+                reason = str(error)
+                if not _is_refusal(error):
+                    refused_since = None
+                elif refused_since is None:
+                    refused_since = loop.time()
+                elif loop.time() - refused_since >= limits.refusal_time:
+                    self._fail_dialling(reason)
+                    return
+            except Exception as error:  # of a transport or a context of the user's
+                logger.exception("cannot connect to %s anew", self._protocol._peername())
+                self._fail_dialling(f"{type(error).__name__}: {error}")
+                return
+            finally:
+                handshake.abandon()
+            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+            pause = min(LONGEST_PAUSE, pause * PAUSE_GROWTH)
+
+    def _fail_dialling(self, reason: str) -> None:
+        if self.session.state is State.INTERRUPTED:
+            self.task = None  # the one that runs this, which ends by itself
+            self.fail(reason)
+
+    # When there is a new one
+
+    def accept(self, request: Any, wire: Any) -> list[Any]:
+        """A new connection asks to take up this one; return the answer.
+
+        Args:
+            request: What the dialler has said.
+            wire: The transport of the new connection.
+
+        Raises:
+            ResumptionError: It may not.
+        """
+        if _get_identity(wire) != self._identity:
+            raise ResumptionError("the session belongs to somebody else")
+        return self.session.answer(request)
+
+    def take_over(self, wire: Any, head: bytes, rest: bytes = b"") -> None:
+        """Go on with *wire*.
+
+        Args:
+            wire: The transport of a new connection.
+            head: Is written to it first.
+            rest: What it has received after its first frame.
+        """
+        session, protocol = self.session, self._protocol
+        old = self.transport.detach()
+        if old is not None:
+            # It seemed to be there still, and the peer knows better.
+            old.abort()
+            assert protocol.channel is not None
+            protocol.channel._interrupted()
+            protocol.resume_writing()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._sessions is not None:
+            self._sessions.note_resumed(session.id)
+        self.transport.attach(wire)
+        if head:
+            wire.write(head)
+        session.resume(wire.write)
+        protocol.check_room()
+        assert protocol.channel is not None
+        logger.info("%s: the connection was taken up again", protocol._peername())
+        protocol.channel._resumed()
+        feed(self.transport, rest)
+
+    def answered(self, wire: Any, answer: Any, rest: bytes) -> None:
+        """The peer has answered on a new connection of ours.
+
+        Raises:
+            ResumptionError: It is not the peer that we had, or has lost count.
+        """
+        self.session.take_answer(answer)
+        self.task = None  # it ends by itself
+        self.take_over(wire, b"", rest)
+
+
+class _Handshake(asyncio.Protocol):
+    """Speaks first on a new connection that is to carry a session on.
+
+    Args:
+        resumption: Of the connection that broke.
+    """
+
+    def __init__(self, resumption: Resumption) -> None:
+        self._resumption = resumption
+        self._received = b""
+        self._wire: Any = None
+        self.answered: asyncio.Future[None] = resumption._protocol._loop.create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        resumption = self._resumption
+        if self.answered.done() or resumption.session.state is not State.INTERRUPTED:
+            transport.abort()  # nobody waits for it any more
+            return
+        self._wire = transport
+        request = {"version": frames.WIRE_VERSION, "resume": resumption.session.ask()}
+        transport.write(_frame(resumption._protocol, request))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while not self.answered.done() and len(self._received) >= HEADER.size:
+            size = HEADER.unpack_from(self._received)[0]
+            if size > ANSWER_SIZE:
+                self._fail(ResumptionError(f"the peer answered with a frame of {size} bytes"))
+                return
+            end = HEADER.size + size
+            if len(self._received) < end:
+                return
+            payload, self._received = self._received[HEADER.size : end], self._received[end:]
+            try:
+                self._take(payload)
+            except Exception as error:
+                self._fail(
+                    error
+                    if isinstance(error, ResumptionError)
+                    else ResumptionError(f"the answer of the peer is malformed: {error}")
+                )
+
+    def _take(self, payload: bytes) -> None:
+        msg_type, _, content = self._resumption._protocol.codec.decode(payload)
+        if msg_type != SESSION or type(content) is not dict:
+            return  # what the server says to whoever connects
+        if "resumed" in content:
+            wire, self._wire = self._wire, None
+            try:
+                self._resumption.answered(wire, content["resumed"], self._received)
+            except ResumptionError:
+                wire.abort()
+                raise
+            if not self.answered.done():
+                self.answered.set_result(None)
+        elif "refused" in content:
+            reason = content["refused"]
+            text = reason if type(reason) is str and len(reason) <= MAX_REASON else short(reason)
+            raise ResumptionError(f"the peer says: {text}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        error = ClosedByPeerError("the peer closed the connection" if exc is None else f"it broke: {exc}")
+        error.__cause__ = exc
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(error)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection, unless it carries the session now."""
+        if self._wire is not None:
+            self._wire.abort()
+        if not self.answered.done():
+            self.answered.cancel()
+        elif not self.answered.cancelled():
+            self.answered.exception()
+
+
+def hand_over(protocol: ChannelProtocol, request: Any) -> None:
+    """A new connection is there to take up an earlier one: give it the transport.
+
+    Args:
+        protocol: Of the new connection.
+        request: What the dialler has said.
+    """
+    own, channel = protocol._resumption, protocol.channel
+    assert channel is not None
+    try:
+        if own is None or own._sessions is None:
+            raise ResumptionError("no sessions are kept here")
+        if channel._has_greeted or own.session.id:
+            raise ResumptionError("this connection is in use already")
+        session_id = request[0] if type(request) in (list, tuple) and request else None
+        earlier = own._sessions.find(session_id)
+        if earlier is None:
+            raise ResumptionError("the session is not known here (any more)")
+        answer = earlier.accept(request, own.transport)
+    except ResumptionError as error:
+        logger.info("%s cannot take up a connection: %s", protocol._peername(), error)
+        channel._send_control(SESSION, 0, {"version": frames.WIRE_VERSION, "refused": str(error)})
+        channel._set_error(ClosedByPeerError(f"the peer wanted to take up another connection: {error}"))
+        return
+    head = _frame(protocol, {"version": frames.WIRE_VERSION, "resumed": answer})
+    own.give_up()
+    wire = own.transport.detach()
+    earlier.take_over(wire, head)
+    channel._set_error(ClosedByPeerError("the peer goes on with an earlier connection"))
+
+
+def _frame(protocol: ChannelProtocol, content: dict[str, Any]) -> bytes:
+    payload = protocol.codec.encode((SESSION, 0, content))
+    return HEADER.pack(len(payload)) + payload
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether nobody listens at the address, as far as the system can tell."""
+    cause = error.__cause__
+    return isinstance(error, ConnectError) and (
+        not isinstance(cause, OSError) or isinstance(cause, ConnectionRefusedError | FileNotFoundError)
+    )
+
+
+def _get_identity(transport: Any) -> tuple[Any, Any]:
+    """Return what a transport knows for certain about the peer: its TLS certificate, and its user."""
+    ssl_object = transport.get_extra_info("ssl_object")
+    certificate = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != getattr(socket, "AF_UNIX", None) or not hasattr(socket, "SO_PEERCRED"):
+        return certificate, None
+    _, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return certificate, (uid, gid)
