@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aiomas_ng._core.session import ACK_EVERY, Session, State
 from aiomas_ng.exceptions import MalformedFrameError, ResumptionError
@@ -385,9 +393,15 @@ def test_dialler_that_lost_count_is_refused() -> None:
         acceptor.answer(dialler.ask())
 
 
-settings.register_profile("session-model", max_examples=10_000, stateful_step_count=30, deadline=None)
-
 if __name__ == "__main__":
-    settings.load_profile("session-model")
-    TwoEnds.TestCase.settings = settings.get_profile("session-model")
-    pytest.main([__file__, "-q", "-k", "TwoEnds", "--hypothesis-show-statistics", "-p", "no:cacheprovider"])
+    # The model for as long as it takes: python -m tests.core.test_session [examples]
+    examples = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    thorough = settings(
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(TwoEnds, settings=thorough)
+    print(f"{examples} examples of the session model hold")
