@@ -11,7 +11,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installations into one environment at the same time would get in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test bench growth lint format docs tox build clean
+.PHONY: help demo test bench growth fuzz lint format docs tox build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ bench: $(STAMPS)/bench  ## Compare the speed with that of other libraries; optio
 
 growth: $(STAMPS)/bench  ## Measure how costs grow with agents, connections and calls; options go into ARGS="..."
 	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+fuzz: $(STAMPS)/fuzz  ## Attack every entry with ten million bytes; options go into ARGS="--bytes ..."
+	@for entry in channel rpc messages session; do \
+		$(BIN)/python -m tests.fuzzing $$entry --quiet $(ARGS) || exit 1; done
 
 # To renew what the documentation shows (some 6 minutes, and 2 for growth, on a machine that does nothing else):
 #   make bench growth ARGS="--output docs/_speed"

@@ -83,7 +83,8 @@ class TwoEnds(RuleBasedStateMachine):
     def deliver(self, name: str, share: float) -> None:
         """A part of what is on the way arrives."""
         end: End = getattr(self, name)
-        if end.session.pass_on is None:
+        if end.session.pass_on is None or self.other(end).session.pass_on is None:
+            end.wire.clear()  # nobody is at the other end of it
             return
         size = math.ceil(share * len(end.wire))
         self.other(end).take(bytes(end.wire[:size]))

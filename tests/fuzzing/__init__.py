@@ -1,0 +1,1 @@
+"""Harnesses for a fuzzer: one for each entry that bytes of a peer have."""
