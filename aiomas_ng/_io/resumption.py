@@ -41,7 +41,7 @@ logger = logging.getLogger("aiomas_ng.channel")
 Redial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[asyncio.BaseProtocol]]
 
 #: Seconds that the peer has to answer on a new connection, before another one is tried.
-ANSWER_TIME: Final = 3.0
+ANSWER_TIME: Final = 5.0
 #: Bytes of a frame that answers a dialler, at most.
 ANSWER_SIZE: Final = 64 * 1024
 
