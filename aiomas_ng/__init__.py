@@ -2,7 +2,8 @@
 
 What most programs need is here; the modules have the rest: :mod:`~aiomas_ng.agent`, :mod:`~aiomas_ng.rpc`,
 :mod:`~aiomas_ng.channel`, :mod:`~aiomas_ng.codecs`, :mod:`~aiomas_ng.local_queue`, :mod:`~aiomas_ng.clocks`,
-:mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.util`, :mod:`~aiomas_ng.exceptions`; and for resources
+:mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.supervision`, :mod:`~aiomas_ng.util`,
+:mod:`~aiomas_ng.exceptions`; and for resources
 :mod:`~aiomas_ng.protocol`, :mod:`~aiomas_ng.resource`, :mod:`~aiomas_ng.message`, :mod:`~aiomas_ng.content`,
 :mod:`~aiomas_ng.error`, :mod:`~aiomas_ng.linkformat`, :mod:`~aiomas_ng.cache`, :mod:`~aiomas_ng.forwarding`,
 :mod:`~aiomas_ng.directory`, :mod:`~aiomas_ng.pipe`, :mod:`~aiomas_ng.tokenmanager`.
@@ -27,6 +28,7 @@ from aiomas_ng import (
     resource,
     rpc,
     subproc,
+    supervision,
     tokenmanager,
     util,
 )
@@ -40,6 +42,7 @@ from aiomas_ng.local_queue import get_queue
 from aiomas_ng.message import ContentFormat, Message
 from aiomas_ng.protocol import Context
 from aiomas_ng.rpc import expose
+from aiomas_ng.supervision import background
 from aiomas_ng.util import create_task, make_ssl_client_context, make_ssl_server_context, run
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "SSLCerts",
     "SerializationError",
     "agent",
+    "background",
     "cache",
     "channel",
     "clocks",
@@ -85,6 +89,7 @@ __all__ = [
     "serializable",
     "state",
     "subproc",
+    "supervision",
     "tokenmanager",
     "util",
 ]

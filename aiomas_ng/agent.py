@@ -31,6 +31,8 @@ from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.shortcut import Shortcut
+from aiomas_ng._io.supervised import Supervised, get_declared
+from aiomas_ng._io.supervisor import Supervisor
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import (
     AgentIdError,
@@ -230,6 +232,7 @@ class Container:
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
         self._ready: dict[str, asyncio.Future[None]] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}  # runs of on_ready
+        self._supervisor = Supervisor(self)
         #: The agents; ``agents.dict`` has them by id.
         self.agents = rpc.ServiceDict()
         self._site = ContainerSite(self.agents.dict, self._get_coder)
@@ -259,6 +262,11 @@ class Container:
     def clock(self) -> clocks.BaseClock:
         """The agents' clock."""
         return self._clock
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Owns the background tasks of the agents; see :mod:`aiomas_ng.supervision`."""
+        return self._supervisor
 
     @property
     def context(self) -> Context:
@@ -369,7 +377,7 @@ class Container:
     @router.expose
     def validate_aid(self, aid: str) -> str | None:
         """Return the name of the class of the agent *aid*, or ``None`` if there is no such agent. Exposed."""
-        agent = self.agents.dict.get(aid)
+        agent = self.agents.dict.get(aid) or self._supervisor.get_absent(aid)
         return None if agent is None else type(agent).__name__
 
     async def remove_agent(self, agent: Agent | str) -> None:
@@ -381,6 +389,8 @@ class Container:
         """
         aid = _get_aid(agent)
         found = self.agents.dict.get(aid)
+        if found is None and await self._supervisor.give_up(aid, wait=not IS_IN_HOOK.get()):
+            return
         if found is None or (found is not agent and agent is not aid):
             raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
         del self.agents.dict[aid]
@@ -424,6 +434,7 @@ class Container:
 
     async def _end_all(self) -> None:
         try:
+            await self._supervisor.close(wait=not IS_IN_HOOK.get())
             for aid, agent in list(self.agents.dict.items()):
                 await self._stop_agent(aid, agent)
         finally:
@@ -482,7 +493,10 @@ class Container:
         Raises:
             AgentIdError: *aid* is malformed, or was given before.
         """
-        if aid is None:
+        replaced = self._supervisor.claim(agent, aid)
+        if replaced is not None:
+            aid = replaced
+        elif aid is None:
             while str(self._next_aid) in self._given_aids:
                 self._next_aid += 1
             aid = str(self._next_aid)
@@ -492,7 +506,7 @@ class Container:
             self._given_aids.add(aid)
         self.agents.router.set_sub_router(agent.router, aid)
         self.agents.dict[aid] = agent
-        if type(agent).on_ready is not Agent.on_ready:
+        if type(agent).on_ready is not Agent.on_ready or get_declared(type(agent)):
             self._ready[aid] = self._loop.create_future()
             # In the next turn of the loop the constructors of all subclasses are through.
             self._loop.call_soon(self._make_ready, aid, agent)
@@ -510,13 +524,20 @@ class Container:
             raise AgentIdError(f"agent id {aid!r} was given before; ids are never given twice")
 
     def _make_ready(self, aid: str, agent: Agent) -> None:
-        if self.agents.dict.get(aid) is not agent or self._shutdown_end is not None:
-            self._ready.pop(aid).set_result(None)
-            return
+        ready = self._ready[aid]
 
-        def end(_: object) -> None:
-            del self._starting[aid]
-            self._ready.pop(aid).set_result(None)
+        def end(task: asyncio.Task[None] | None) -> None:
+            if self._starting.get(aid) is task is not None:
+                del self._starting[aid]
+                if not task.cancelled():
+                    self._supervisor.begin(agent)
+            if self._ready.get(aid) is ready:  # or the agent was restarted, and this is its old one
+                del self._ready[aid]
+            ready.set_result(None)
+
+        if self.agents.dict.get(aid) is not agent or self._shutdown_end is not None:
+            end(None)
+            return
 
         self._starting[aid] = self._loop.create_task(self._run_hook(agent, "on_ready"))
         self._starting[aid].add_done_callback(end)
@@ -533,6 +554,7 @@ class Container:
         if starting is not None and starting is not asyncio.current_task():
             starting.cancel()
             await asyncio.wait([starting], timeout=CLOSE_GRACE)
+        await self._supervisor.stop_tasks(agent)
         if type(agent).on_stop is not Agent.on_stop:
             await self._run_hook(agent, "on_stop")
 
@@ -559,7 +581,7 @@ class _SiteOfAgent:
         return self if agent is None else agent.container.get_site(agent)
 
 
-class Agent:
+class Agent(Supervised):
     """Base of all agents.
 
     Args:

@@ -3,6 +3,7 @@
     AiomasError
     ├── RemoteException            (the peer raised while it worked on our call)
     │   ├── RemoteLookupError        + LookupError: no such method there, or it is not exposed
+    │   │   └── RemoteRestartingError    the agent is just being restarted: call again
     │   ├── RemoteArgumentError      + TypeError: the arguments do not fit the method
     │   ├── RemoteSerializationError + ValueError: request or result could not cross the wire
     │   ├── RemoteOverloadError      the peer has no room for the request
@@ -28,11 +29,13 @@
     ├── AddressError               + ValueError: an address or URL does not parse
     ├── AddressInUseError          + OSError
     ├── RoutingError               + LookupError: a path leads nowhere
-    │   └── NotExposedError          it leads to something that is not exposed
+    │   ├── NotExposedError          it leads to something that is not exposed
+    │   └── AgentRestartingError     it leads to an agent that is just being restarted
     ├── ArgumentError              + TypeError: the arguments do not fit the method
     ├── AgentIdError               + ValueError: an agent id is malformed or was given before
     ├── AgentNotFoundError         + ConnectionError: no agent of that id in the container
     ├── SpawnError                 + PermissionError: a manager may not create this
+    ├── TaskEndedError             + RuntimeError: a task that is to run always has returned
     └── ProcessError               + RuntimeError: a container process did not start, or died
 
 Each also inherits the standard type that a program would catch.  Errors carry their data in attributes
@@ -49,6 +52,7 @@ __all__ = [
     "AddressInUseError",
     "AgentIdError",
     "AgentNotFoundError",
+    "AgentRestartingError",
     "AiomasError",
     "ArgumentError",
     "CallTimeoutError",
@@ -69,6 +73,7 @@ __all__ = [
     "RemoteException",
     "RemoteLookupError",
     "RemoteOverloadError",
+    "RemoteRestartingError",
     "RemoteSerializationError",
     "ResumptionError",
     "RoutingError",
@@ -77,6 +82,7 @@ __all__ = [
     "SocketPathError",
     "SpawnError",
     "StreamError",
+    "TaskEndedError",
     "UnknownFrameTypeError",
     "UnknownReplyError",
 ]
@@ -127,6 +133,10 @@ class RemoteException(AiomasError):
 
 class RemoteLookupError(RemoteException, LookupError):
     """The path that we called leads nowhere at the peer, or to something that is not exposed."""
+
+
+class RemoteRestartingError(RemoteLookupError):
+    """The agent that we called is just being restarted after a failure; the call was not executed."""
 
 
 class RemoteArgumentError(RemoteException, TypeError):
@@ -309,6 +319,18 @@ class NotExposedError(RoutingError):
     """A path leads to something that is not exposed."""
 
 
+class AgentRestartingError(RoutingError):
+    """A path leads to an agent that is just being restarted.
+
+    Args:
+        aid: The agent's id.
+    """
+
+    def __init__(self, aid: str) -> None:
+        super().__init__(f"agent {aid!r} is just being restarted after a failure; call it again")
+        self.aid = aid
+
+
 class ArgumentError(AiomasError, TypeError):
     """The arguments of a call do not fit the signature of the method."""
 
@@ -333,6 +355,10 @@ class AgentNotFoundError(AiomasError, ConnectionError):
 
 class SpawnError(AiomasError, PermissionError):
     """A manager was asked to create something that its owner did not allow."""
+
+
+class TaskEndedError(AiomasError, RuntimeError):
+    """A background task that is to run always has returned."""
 
 
 class ProcessError(AiomasError, RuntimeError):

@@ -291,7 +291,7 @@ class RpcClient:
         except BaseException as error:  # even CancelledError: the function has it from some other future
             self._call_failed(msg_id, content, error)
             return
-        channel._settle(msg_id, result)
+        channel._settle(msg_id, result, path)
 
     def _call_failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
         """Answer with the *error* of a call that did not get as far as its first wait."""

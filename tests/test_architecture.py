@@ -16,7 +16,7 @@ LAYERS = [
     {"util", "_io.local_transport"},
     {"codecs", "clocks", "local_queue"},
     {"_io"},
-    {"channel"},
+    {"channel", "supervision"},
     {"content"},
     {"message"},
     {"error"},

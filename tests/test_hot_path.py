@@ -456,9 +456,9 @@ def with_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer each request from a task."""
     original = Answerer._settle
 
-    def settle(self: Any, msg_id: Any, result: Any) -> None:
+    def settle(self: Any, msg_id: Any, result: Any, path: Any) -> None:
         async def answer() -> None:
-            original(self, msg_id, result)
+            original(self, msg_id, result, path)
 
         task = self._loop.create_task(answer())
         KEPT.add(task)

@@ -18,6 +18,7 @@ from aiomas_ng.resource import ObservableResource, Resource, hashing_etag, negot
 
 if TYPE_CHECKING:
     from aiomas_ng.agent import Agent
+    from aiomas_ng.pipe import Pipe
 
 __all__ = ["BoundState", "State", "describe_states", "get_states", "make_resource", "state"]
 
@@ -306,15 +307,24 @@ class StateResource(Resource):
 
     def __init__(self, declaration: State, agent: Agent, coder: Coder) -> None:
         self._declaration = declaration
-        self._agent = agent
         self._coder = coder
         _copy_description(self, declaration)
+        self.serve(agent)
+
+    def serve(self, agent: Agent) -> None:
+        """Answer by the methods of *agent* from now on."""
+        self._agent = agent
+        declaration = self._declaration
         if declaration.set is not None:
             self.render_put = functools.partial(self._put, bind(declaration.set, agent))
         if declaration.process is not None:
             self.render_post = functools.partial(self._post, bind(declaration.process, agent))
         if declaration.remove is not None:
             self.render_delete = functools.partial(self._delete, bind(declaration.remove, agent))
+
+    def get_observing_pipes(self) -> list[Pipe]:
+        """Return the pipes of those who observe this and have got a first state."""
+        return []
 
     async def render_get(self, request: Message) -> Message:
         """Return the state."""
@@ -401,6 +411,11 @@ class ObservableStateResource(StateResource, ObservableResource):
 
     # The methods do not see the request, so they cannot make a difference.
     is_alike_for_all = True
+
+    def get_observing_pipes(self) -> list[Pipe]:
+        """Return the pipes of those who observe this and have got a first state."""
+        members = self._observers.members if self._observers is not None else []
+        return [observer.pipe for observer in members if observer.is_ready]
 
     def _changed(self) -> None:
         self.updated_state()

@@ -6,13 +6,15 @@ nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aiomas_ng._coap.agent_states import describe_states, get_states, make_resource
+from aiomas_ng._coap.agent_states import StateResource, describe_states, get_states, make_resource
 from aiomas_ng.content import Coder
-from aiomas_ng.error import NotFound
+from aiomas_ng.error import NotFound, ServiceUnavailable
 from aiomas_ng.linkformat import LinkFormat
+from aiomas_ng.pipe import Pipe
 from aiomas_ng.resource import ObservableResource, Site, WKCResource
 
 if TYPE_CHECKING:
@@ -35,14 +37,55 @@ class AgentSite(Site):
         super().__init__()
         self._own_list = WKCResource(self.get_resources_as_linkheader)
         self.agent = agent
-        for path, declaration in get_states(type(agent)).items():
-            self.add_resource(path, make_resource(declaration, agent, coder))
+        self._coder = coder
+        self._work: dict[asyncio.Task[object] | None, Pipe] = {}  # requests that are being worked on
+        self._add_states()
+
+    def _add_states(self) -> None:
+        for path, declaration in get_states(type(self.agent)).items():
+            if path not in self._resources:
+                self.add_resource(path, make_resource(declaration, self.agent, self._coder))
 
     def find(self, path: tuple[str, ...]) -> tuple[Any, int]:
         """Return what answers for *path*; every agent also has a list of its resources."""
         if path == WELL_KNOWN_CORE and path not in self._resources:
             return self._own_list, len(path)
         return super().find(path)
+
+    async def render_to_pipe(self, pipe: Pipe) -> None:
+        """Let the resource that the request is for add its responses to *pipe*."""
+        task = asyncio.current_task()
+        self._work[task] = pipe
+        try:
+            await super().render_to_pipe(pipe)
+        finally:
+            self._work.pop(task, None)
+
+    def suspend(self) -> None:
+        """The agent is gone, but will be replaced: who observes its declared states stays registered; all
+        else ends."""
+        for path, resource in list(self._resources.items()):
+            if not isinstance(resource, StateResource):
+                self.remove_resource(path)
+        for path in list(self._subsites):
+            self.remove_resource(path)
+        observed = {pipe for resource in self._resources.values() for pipe in resource.get_observing_pipes()}
+        for task, pipe in list(self._work.items()):
+            if task is not None and pipe not in observed:
+                task.cancel()
+
+    def resume(self, agent: Agent) -> None:
+        """*agent* has taken the place of the one before, of the same class."""
+        self.agent = agent
+        for resource in self._resources.values():
+            resource.serve(agent)
+        self._add_states()
+
+    def refresh(self) -> None:
+        """Notify all observers: whatever they observe may have changed."""
+        for resource in self._resources.values():
+            if isinstance(resource, ObservableResource):
+                resource.updated_state()
 
     def notify(self, path: tuple[str, ...]) -> None:
         """The state at *path* has changed."""
@@ -64,6 +107,7 @@ class ContainerSite(Site):
         self._agents = agents
         self._get_coder = get_coder
         self._sites: dict[str, AgentSite] = {}
+        self._suspended: dict[str, AgentSite | None] = {}  # those of agents that are being restarted
         self._own_list = WKCResource(self.get_resources_as_linkheader)
 
     def get_agent_site(self, aid: str) -> AgentSite | None:
@@ -82,6 +126,8 @@ class ContainerSite(Site):
             return self._own_list, len(path)
         site = self.get_agent_site(path[0]) if len(path) > 1 else None
         if site is None:
+            if path and path[0] in self._suspended:
+                raise ServiceUnavailable("the agent is just being restarted")
             return super().find(path)
         try:
             found, depth = super().find(path)
@@ -97,9 +143,29 @@ class ContainerSite(Site):
 
     def remove_agent(self, aid: str) -> None:
         """The agent is gone: end the observations of its resources."""
-        site = self._sites.pop(aid, None)
+        site = self._sites.pop(aid, None) or self._suspended.pop(aid, None)
+        self._suspended.pop(aid, None)
         if site is not None:
             site.close_observations()
+
+    def put_away(self, aid: str) -> None:
+        """The agent is being restarted: its observers are kept until it is back."""
+        self._suspended[aid] = site = self._sites.pop(aid, None)
+        if site is not None:
+            site.suspend()
+
+    def bring_back(self, aid: str, agent: Agent) -> None:
+        """*agent* takes the place of one that is being restarted; it is not complete yet."""
+        site = self._suspended.pop(aid, None)
+        if site is not None:
+            site.resume(agent)
+            self._sites[aid] = site
+
+    def refresh(self, aid: str) -> None:
+        """An agent has been restarted: notify the observers that it was found with."""
+        site = self._sites.get(aid)
+        if site is not None:
+            site.refresh()
 
     def get_resources_as_linkheader(self) -> LinkFormat:
         """Return links to all resources of all agents, and to what was added to this site."""

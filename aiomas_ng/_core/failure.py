@@ -16,6 +16,7 @@ from aiomas_ng.exceptions import (
     RemoteException,
     RemoteLookupError,
     RemoteOverloadError,
+    RemoteRestartingError,
     RemoteSerializationError,
 )
 
@@ -35,6 +36,7 @@ PREFIX: Final = "aiomas_ng."
 REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
     "aiomas_ng.RoutingError": RemoteLookupError,
     "aiomas_ng.NotExposedError": RemoteLookupError,
+    "aiomas_ng.AgentRestartingError": RemoteRestartingError,
     "aiomas_ng.ArgumentError": RemoteArgumentError,
     "aiomas_ng.SerializationError": RemoteSerializationError,
     "aiomas_ng.DeserializationError": RemoteSerializationError,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeGuard, TypeVar, overload
 
 from aiomas_ng._core.codec_errors import short
-from aiomas_ng.exceptions import NotExposedError, RoutingError
+from aiomas_ng.exceptions import AgentRestartingError, NotExposedError, RoutingError
 
 __all__ = ["Router", "Service", "ServiceDict", "expose", "is_rpc_service"]
 
@@ -237,6 +237,8 @@ class Router:
     def _explain(self, name: str) -> RoutingError:
         """Say why *name* cannot be reached here."""
         where = self.path or "the root service"
+        if isinstance(self.obj, ServiceDict) and name in self.obj.restarting:
+            return AgentRestartingError(name)
         if _look_up(self.obj, name)[0] is _MISSING:
             return RoutingError(f"name {name!r} not found in {where}")
         if name in self._sub_names:
@@ -350,6 +352,7 @@ class ServiceDict:
 
     def __init__(self, dict: dict[str, Any] | None = None) -> None:
         self.dict = {} if dict is None else dict  #: The wrapped dict.
+        self.restarting: set[str] = set()  #: Names of entries that are missing now, but will come back.
         self.router = Router(self)  #: The dict's router.
         self.router.adopt()
 

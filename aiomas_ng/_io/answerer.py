@@ -289,16 +289,17 @@ class Answerer(Connection):
         if key in self._inbox:
             self._inbox_size -= self._inbox.pop(key)[1]
 
-    def _settle(self, msg_id: int | str | None, result: Any) -> None:
-        """Answer with what a handler returned: now, or through a :class:`Job` if it has to be waited for."""
+    def _settle(self, msg_id: int | str | None, result: Any, path: str | None = None) -> None:
+        """Answer with what the handler at *path* returned: now, or through a :class:`Job` if it has to be
+        waited for."""
         if type(result) not in PLAIN_TYPES and (is_awaitable(result) or is_stream(result)):
-            self._start_job(msg_id, result)
+            self._start_job(msg_id, result, path)
         elif msg_id is not None:
             self._answer(msg_id, result)
 
-    def _start_job(self, msg_id: int | str | None, result: Any) -> Job | None:
+    def _start_job(self, msg_id: int | str | None, result: Any, path: str | None = None) -> Job | None:
         """Work on *result* in a task; return ``None`` if there is no room for it, or the id is in use."""
-        job = Job(self, msg_id, result)
+        job = Job(self, msg_id, result, path)
         if len(self._running) + self._batched >= self._limits.requests:
             job.dispose()
             error = OverloadError("too many requests of this connection are being worked on")

@@ -280,7 +280,7 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
             dispose(awaitable)
             errors.append((index, failure.describe(overload)))
         waiting = []
-    rest = _Rest(channel, results, errors, waiting)
+    rest = _Rest(channel, results, errors, waiting, [calls[index][0] for index, _ in waiting])
     if waiting:
         channel._settle(msg_id, rest)
         rest.count()
@@ -308,6 +308,7 @@ class _Rest:
         results: The results so far.
         errors: And the errors.
         waiting: Index and awaitable of each of the others.
+        paths: Their paths.
     """
 
     def __init__(
@@ -316,15 +317,17 @@ class _Rest:
         results: list[Any],
         errors: list[tuple[int, list[str]]],
         waiting: list[tuple[int, Any]],
+        paths: list[str],
     ) -> None:
         self._channel = channel
         self._results = results
         self._errors = errors
         self._waiting = waiting
+        self._paths = paths
+        self._given_up: set[asyncio.Task[Any]] = set()  # by cancel_others
         self._tasks: list[asyncio.Task[Any]] = []
         self._counted = 0
         self._is_over = False  # closed, or at its end
-        self._is_ending = False  # some of its tasks were cancelled, but not all
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._run().__await__()
@@ -346,12 +349,12 @@ class _Rest:
         self._channel._batched -= self._counted
         self._counted = 0
 
-    def cancel_others(self) -> None:
-        """One of the calls ends the connection: cancel the others."""
-        self._is_ending = True
+    def cancel_others(self, prefix: str = "") -> None:
+        """One of the calls ends the connection, or what lies below *prefix*: cancel the others."""
         current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
+        for task, path in zip(self._tasks, self._paths, strict=False):
+            if task is not current and path.startswith(prefix):
+                self._given_up.add(task)
                 task.cancel()
 
     async def _run(self) -> Any:
@@ -390,7 +393,7 @@ class _Rest:
             return result, None
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if task is not None and task.cancelling() and not self._is_ending:
+            if task is not None and task.cancelling() and task not in self._given_up:
                 raise
             return None, error  # or of something that it has waited for
         except Exception as error:

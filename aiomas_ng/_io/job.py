@@ -53,6 +53,7 @@ class Job:
         channel: Where the request came from and the answer goes to.
         msg_id: The request's id; ``None`` for a one-way message, which is not answered.
         result: What the handler returned: an awaitable or an async iterator.
+        path: Of the handler; ``None`` if it is not known, or there are several.
     """
 
     __slots__ = (
@@ -64,14 +65,18 @@ class Job:
         "_result",
         "_waiter",
         "msg_id",
+        "path",
         "task",
     )
 
-    def __init__(self, channel: Answerer, msg_id: int | str | None, result: Any) -> None:
+    def __init__(
+        self, channel: Answerer, msg_id: int | str | None, result: Any, path: str | None = None
+    ) -> None:
         self.msg_id = msg_id
+        self.path = path
         self._channel = channel
         self._result = result
-        self._cancel_others: Callable[[], None] | None = getattr(result, "cancel_others", None)
+        self._cancel_others: Callable[..., None] | None = getattr(result, "cancel_others", None)
         self._credit = 0
         self._waiter: asyncio.Future[None] | None = None
         self._has_begun = False
@@ -90,6 +95,14 @@ class Job:
         if not self._has_begun:  # then the task never will
             self.dispose()
             self._channel._finish(self, error=asyncio.CancelledError())
+
+    def cancel_below(self, prefix: str) -> None:
+        """Stop the work, or what parts of it, that is done by handlers whose path begins with *prefix*."""
+        if self.path is not None:
+            if self.path.startswith(prefix):
+                self.cancel()
+        elif self._cancel_others is not None:
+            self._cancel_others(prefix)
 
     def cancel_others(self) -> None:
         """The running code, a part of this work, ends the connection: stop the other parts, if any."""

@@ -241,4 +241,4 @@ class Shortcut:
                         reply.set_result(value)
                     return
                 self._pack = _new_packer()
-        self._context.run(self._far.channel._settle, self._open(reply), result)
+        self._context.run(self._far.channel._settle, self._open(reply), result, path)
