@@ -21,60 +21,81 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
 import logging
 import pickle
 import signal
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 from aiomas_ng import clocks, rpc, util
-from aiomas_ng._io.child import Child, Line
+from aiomas_ng._io.child import Line
+from aiomas_ng._io.process_set import ProcessSet, Setup, start_processes
+from aiomas_ng._io.slot import ProcessFailure
 from aiomas_ng.agent import Agent, Container
 from aiomas_ng.exceptions import ProcessError, SpawnError
+from aiomas_ng.supervision import Failure, StopContainer
 
-__all__ = ["Manager", "ProcessSet", "start", "start_processes"]
+__all__ = ["Manager", "ProcessFailure", "ProcessSet", "start", "start_processes"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a child has to be ready.
-START_TIMEOUT: Final = 60.0
-#: Seconds that a child is given to end before it is terminated, and again before it is killed.
-STOP_TIMEOUT: Final = 5.0
-#: The same for children of a set of which one could not be started.
-FAILED_STOP_TIMEOUT: Final = 1.0
 
-
-async def start(addr: Any, *, allow: Iterable[str] | None = None, **container_kwargs: Any) -> None:
+async def start(
+    addr: Any,
+    *,
+    allow: Iterable[str] | None = None,
+    setup: Setup | None = None,
+    **container_kwargs: Any,
+) -> None:
     """Run a container with a :class:`Manager` at *addr* until :meth:`Manager.stop` is called.
 
     Args:
         addr: Where the container listens.
         allow: What the manager may create, see :class:`Manager`.
+        setup: Called with the container when the manager is there; may be a coroutine function.
         **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create`.
+
+    Raises:
+        ProcessError: The container was shut down because of a failure
+            (:class:`~aiomas_ng.supervision.StopContainer`).
 
     Cancelling it is safe; the container shuts down.
     """
-    await _serve(addr, allow, container_kwargs, lambda manager: None)
+    await _serve(addr, allow, setup, container_kwargs, lambda manager: None)
 
 
 async def _serve(
     addr: Any,
     allow: Iterable[str] | None,
+    setup: Setup | None,
     container_kwargs: dict[str, Any],
     ready: Callable[[Manager], None],
 ) -> None:
     container = await Container.create(addr, **{**container_kwargs, "as_coro": True})
     try:
         manager = Manager(container, allow=allow)
+
+        def failed(failure: Failure) -> None:
+            if isinstance(failure.policy, StopContainer):
+                manager.stop()
+
+        container.supervisor.on_failure(failed)
+        if setup is not None:
+            result = setup(container)
+            if inspect.isawaitable(result):
+                await result
+            for agent in list(container.agents.dict.values()):
+                await container._wait_ready(agent)
         ready(manager)
         await manager.stop_received
     finally:
         await container.shutdown(as_coro=True)
+    failure = container.supervisor.stopped_by
+    if failure is not None:
+        raise ProcessError(f"the container was shut down: {failure}") from failure.error
 
 
 class Manager(Agent):
@@ -198,150 +219,6 @@ def _makes_managers(factory: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, Manager)
 
 
-# The parent's side
-
-
-class ProcessSet:
-    """Container processes that were started together; see :func:`start_processes`.
-
-    Attributes:
-        managers: The address of each container's :class:`Manager`, in the order of the addresses given.
-    """
-
-    def __init__(self) -> None:
-        self.managers: list[str] = []
-        self._children: list[Child] = []
-
-    def __len__(self) -> int:
-        return len(self._children)
-
-    @property
-    def pids(self) -> list[int]:
-        """The ids of the processes."""
-        return [child.process.pid for child in self._children]
-
-    async def wait(self) -> list[int]:
-        """Wait until all processes have ended; return their exit codes (negative: the signal that killed
-        them)."""
-        return [await child.process.wait() for child in self._children]
-
-    async def stop(self, timeout: float = STOP_TIMEOUT) -> list[int]:
-        """End all processes, orderly where that works and otherwise by force, and return their exit codes.
-
-        Safe to be called twice. Cancelling it kills those that have not ended.
-
-        Args:
-            timeout: Seconds that they are given to shut down, and again after SIGTERM, before they are
-                killed.
-        """
-        try:
-            for child in self._children:
-                child.hang_up()
-            await self._wait_for_end(timeout)
-            for process in self._running():
-                logger.warning("container process %s does not end; terminating it", process.pid)
-                process.terminate()
-            await self._wait_for_end(timeout)
-        finally:
-            for process in self._running():
-                logger.warning("container process %s does not end; killing it", process.pid)
-                process.kill()
-        return await self.wait()
-
-    async def _add(self) -> None:
-        starting = asyncio.create_task(Child.start("aiomas_ng.subproc:_run_child"))
-        try:
-            # If this is cancelled, there is a process to be ended all the same: uvloop would forget it.
-            await asyncio.shield(starting)
-        finally:
-            self._children.append(await starting)
-
-    def _running(self) -> list[asyncio.subprocess.Process]:
-        return [child.process for child in self._children if child.process.returncode is None]
-
-    async def _wait_for_end(self, timeout: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.wait(), timeout)
-
-    async def __aenter__(self) -> ProcessSet:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-
-async def start_processes(
-    addrs: Iterable[Any],
-    *,
-    allow: Iterable[str] | None = None,
-    timeout: float = START_TIMEOUT,
-    **container_kwargs: Any,
-) -> ProcessSet:
-    """Start one process for each address, with a container and its :class:`Manager`; all can be connected to
-    on return.
-
-    No process is left behind: neither when one of them fails to start, nor when this is cancelled, nor when
-    this process dies, be it by SIGKILL.
-
-    Args:
-        addrs: Where the containers listen.
-        allow: What the managers may create, see :class:`Manager`.
-        timeout: Seconds until all have to be ready.
-        **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create` in the children, pickled.
-
-    Raises:
-        ProcessError: A process failed, died before it was ready, or was not ready in time. Says why, and has
-            the child's traceback as a note.
-        TypeError: An argument cannot be pickled, or consists of what is defined in the main script, which the
-            children do not have.
-    """
-    if allow is not None and not isinstance(allow, str):
-        allow = list(allow)
-    settings = [_pickle((addr, allow, container_kwargs)) for addr in addrs]
-    processes = ProcessSet()
-    try:
-        async with asyncio.timeout(timeout):
-            for _ in settings:
-                await processes._add()
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(child.set_up(setting))
-                    for child, setting in zip(processes._children, settings, strict=True)
-                ]
-        processes.managers += [task.result()["manager"] for task in tasks]
-    except BaseException as error:
-        await processes.stop(FAILED_STOP_TIMEOUT)
-        if isinstance(error, TimeoutError):
-            raise ProcessError(f"the container processes were not ready within {timeout} s") from error
-        if isinstance(error, OSError):
-            raise ProcessError(f"a container process cannot be started: {error}") from error
-        if isinstance(error, BaseExceptionGroup):
-            raise error.exceptions[0] from None  # one says enough; the others were cancelled because of it
-        raise
-    return processes
-
-
-def _pickle(settings: tuple[Any, ...]) -> bytes:
-    stream = io.BytesIO()
-    try:
-        _SettingsPickler(stream).dump(settings)
-    except Exception as error:
-        raise TypeError(f"the arguments for a container process cannot be pickled: {error}") from error
-    return stream.getvalue()
-
-
-class _SettingsPickler(pickle.Pickler):
-    """Refuses what the child could not find."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, type | types.FunctionType) and obj.__module__ == "__main__":
-            raise TypeError(
-                f"{obj.__qualname__} is defined in the main script, which container processes do not have; "
-                f"move it to a module"
-            )
-        return NotImplemented
-
-
 # The child's side
 
 
@@ -354,6 +231,8 @@ def _run_child(line: Line) -> None:
         asyncio.run(_run_container(settings, line))
     except Exception as error:
         if line.was_used:
+            if isinstance(error, ProcessError):
+                sys.exit(str(error))  # the log has its traceback
             raise
         text = "".join(traceback.format_exception_only(error)).strip()
         line.report(error=text, traceback=traceback.format_exc())
@@ -377,6 +256,6 @@ async def _run_container(settings: bytes, line: Line) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     threading.Thread(target=line.watch_parent, args=(loop, end), daemon=True).start()
-    addr, allow, container_kwargs = pickle.loads(settings)
+    addr, allow, setup, container_kwargs = pickle.loads(settings)
     with contextlib.suppress(asyncio.CancelledError):
-        await _serve(addr, allow, container_kwargs, ready)
+        await _serve(addr, allow, setup, container_kwargs, ready)
