@@ -377,7 +377,7 @@ class Container:
     @router.expose
     def validate_aid(self, aid: str) -> str | None:
         """Return the name of the class of the agent *aid*, or ``None`` if there is no such agent. Exposed."""
-        agent = self.agents.dict.get(aid) or self._supervisor.get_absent(aid)
+        agent = self.agents.dict.get(aid, self._supervisor._get_absent(aid))
         return None if agent is None else type(agent).__name__
 
     async def remove_agent(self, agent: Agent | str) -> None:
@@ -389,7 +389,7 @@ class Container:
         """
         aid = _get_aid(agent)
         found = self.agents.dict.get(aid)
-        if found is None and await self._supervisor.give_up(aid, wait=not IS_IN_HOOK.get()):
+        if found is None and await self._supervisor._give_up(agent, wait=not IS_IN_HOOK.get()):
             return
         if found is None or (found is not agent and agent is not aid):
             raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
@@ -434,7 +434,7 @@ class Container:
 
     async def _end_all(self) -> None:
         try:
-            await self._supervisor.close(wait=not IS_IN_HOOK.get())
+            await self._supervisor._close(wait=not IS_IN_HOOK.get())
             for aid, agent in list(self.agents.dict.items()):
                 await self._stop_agent(aid, agent)
         finally:
@@ -493,7 +493,7 @@ class Container:
         Raises:
             AgentIdError: *aid* is malformed, or was given before.
         """
-        replaced = self._supervisor.claim(agent, aid)
+        replaced = self._supervisor._claim(agent, aid)
         if replaced is not None:
             aid = replaced
         elif aid is None:
@@ -530,7 +530,7 @@ class Container:
             if self._starting.get(aid) is task is not None:
                 del self._starting[aid]
                 if not task.cancelled():
-                    self._supervisor.begin(agent)
+                    self._supervisor._begin(agent)
             if self._ready.get(aid) is ready:  # or the agent was restarted, and this is its old one
                 del self._ready[aid]
             ready.set_result(None)
@@ -554,7 +554,7 @@ class Container:
         if starting is not None and starting is not asyncio.current_task():
             starting.cancel()
             await asyncio.wait([starting], timeout=CLOSE_GRACE)
-        await self._supervisor.stop_tasks(agent)
+        await self._supervisor._stop_tasks(agent)
         if type(agent).on_stop is not Agent.on_stop:
             await self._run_hook(agent, "on_stop")
 

@@ -32,7 +32,7 @@ from typing import Any
 
 from aiomas_ng import clocks, rpc, util
 from aiomas_ng._io.child import Line
-from aiomas_ng._io.process_set import ProcessSet, Setup, start_processes
+from aiomas_ng._io.process_set import ProcessSet, start_processes
 from aiomas_ng._io.slot import ProcessFailure
 from aiomas_ng.agent import Agent, Container
 from aiomas_ng.exceptions import ProcessError, SpawnError
@@ -47,7 +47,7 @@ async def start(
     addr: Any,
     *,
     allow: Iterable[str] | None = None,
-    setup: Setup | None = None,
+    setup: Callable[[Container], Any] | None = None,
     **container_kwargs: Any,
 ) -> None:
     """Run a container with a :class:`Manager` at *addr* until :meth:`Manager.stop` is called.
@@ -70,7 +70,7 @@ async def start(
 async def _serve(
     addr: Any,
     allow: Iterable[str] | None,
-    setup: Setup | None,
+    setup: Callable[[Container], Any] | None,
     container_kwargs: dict[str, Any],
     ready: Callable[[Manager], None],
 ) -> None:

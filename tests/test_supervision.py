@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from conftest import Transport
+from hypothesis import given
+from hypothesis import strategies as st
 from waiting import wait_until
 
 from aiomas_ng import Agent, Container, ExternalClock, background, get_queue, rpc, state
 from aiomas_ng._io import background as background_module
+from aiomas_ng.clocks import BaseClock
 from aiomas_ng.error import ResponseWrappingError
 from aiomas_ng.exceptions import (
     AgentIdError,
@@ -1049,3 +1053,190 @@ async def test_an_agent_of_a_class_with_its_own_new() -> None:
         agent.tasks.start(fail, on_failure=RestartAgent(**NOW))
         await wait_until(lambda: len(Worker.made) == 2)
         assert Worker.made[1].seen == (1, 2)  # type: ignore[attr-defined]  # it is a Mixed
+
+
+async def test_an_agent_that_looks_empty_is_found() -> None:
+    """An agent that counts as false, as an empty collection does, can be connected to, and be restarted."""
+
+    class Empty(Worker):
+        def __len__(self) -> int:
+            return 0
+
+    async with new_container() as container:
+        agent = Empty(container)
+        agent.tasks.start(fail, on_failure=RestartAgent(**NOW))
+        await wait_until(lambda: len(Worker.made) == 2)
+        assert await (await container.connect(agent.addr)).get_level() == 1
+
+
+async def test_a_factory_that_fails_when_the_agent_is_ready_already() -> None:
+    """If a factory fails late, its agent is stopped like any other: on_ready, tasks, on_stop."""
+
+    class Late(Worker):
+        async def on_ready(self) -> None:
+            self.log.append(f"on_ready {self.level}")
+            if self.level == 1:
+                await self.gate.wait()
+
+    async def make(container: Container) -> Late:
+        agent = Late(container)
+        if len(Worker.made) == 2:
+            await wait_until(lambda: "on_ready 1" in Worker.log)
+        if len(Worker.made) == 2:
+            raise Broken
+        return agent
+
+    async with new_container() as container:
+        Late(container).tasks.start(fail, on_failure=RestartAgent(factory=make, **NOW))
+        await wait_until(lambda: "on_ready 2" in Worker.log)
+        assert Worker.log == ["on_ready 0", "on_stop 0", "on_ready 1", "on_stop 1", "on_ready 2"]
+        assert list(container.agents.dict.values()) == [Worker.made[2]]
+
+
+async def test_an_error_that_cannot_be_printed(caplog: pytest.LogCaptureFixture) -> None:
+    """An error whose text fails itself is logged by its type, and handled like any other."""
+
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    async with new_container() as container:
+        policy = RestartTask(max_restarts=1, then=Log(), **NOW)
+        await Worker(container).tasks.start(fail, Unspeakable(), on_failure=policy).wait()
+    assert caplog.text.count("failed: Unspeakable; policy") == 2
+
+
+async def test_a_clock_without_timers() -> None:
+    """With a clock of the user's that has no timers, pauses are real time."""
+
+    class Plain(BaseClock):
+        def time(self) -> float:
+            return 5.0
+
+    async with new_container(clock=Plain()) as container:
+        policy = RestartTask(max_restarts=1, first_pause=0.001, then=Log())
+        task = Worker(container).tasks.start(fail, on_failure=policy)
+        await task.wait()
+        assert task.failures == 2
+
+
+async def test_only_the_agent_itself_is_given_up() -> None:
+    """Removing an agent of another container, which happens to have the same id, does not end a restart."""
+    async with simulated() as (container, clock), new_container() as other:
+        old, stranger = Worker(container), Worker(other)
+        old.tasks.start(fail, on_failure=RestartAgent(first_pause=10, jitter=0))
+        await wait_until(clock.next_due)
+        with pytest.raises(AgentNotFoundError):
+            await container.remove_agent(stranger)
+        assert container.supervisor.restarting == ["0"]
+        await container.remove_agent(old)
+        assert container.supervisor.restarting == []
+        with pytest.raises(AgentNotFoundError):
+            await container.remove_agent("0")
+
+
+def test_signatures_of_agents() -> None:
+    """Tools see the arguments of the constructor."""
+    assert str(inspect.signature(Agent)) == "(container: 'Container', *, aid: 'str | None' = None) -> 'None'"
+    assert list(inspect.signature(Worker).parameters) == ["container", "values", "aid", "named"]
+
+
+# -- Whatever happens ------------------------------------------------------------------------------
+
+POLICIES = [
+    Log(),
+    RestartTask(max_restarts=1, first_pause=1, then=RestartAgent(max_restarts=1, first_pause=3, then=Log())),
+    RestartTask(max_restarts=2, then=Log(), **NOW),
+    RestartTask(max_restarts=1, first_pause=2, always=True, then=RestartAgent(**NOW)),
+    RestartAgent(max_restarts=2, first_pause=0),
+    RestartAgent(max_restarts=2, first_pause=5, then=Log()),
+    StopContainer(),
+]
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("make"), st.booleans()),
+    st.tuples(st.just("start"), st.integers(0, 4), st.sampled_from(POLICIES), st.sampled_from(
+        ["fail", "later", "return", "forever"])),
+    st.tuples(st.just("remove"), st.integers(0, 4)),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("time"), st.integers(1, 8)),
+    st.tuples(st.just("turns"), st.integers(1, 5)),
+    st.tuples(st.just("shutdown")),
+)  # fmt: skip
+
+
+class Chaotic(Worker):
+    """Notes its own life."""
+
+    def __init__(self, container: Container, is_fragile: bool) -> None:
+        if is_fragile and len(self.made) % 3 == 2:
+            raise Broken("in the constructor")
+        super().__init__(container, is_fragile)
+
+    async def on_stop(self) -> None:
+        assert not self.tasks
+        await asyncio.sleep(0)
+        self.log.append(f"on_stop {self.level}")
+
+
+async def act(container: Container, clock: ExternalClock, action: Any) -> asyncio.Task[Any] | None:
+    """Do one of the ACTIONS; return what it has begun."""
+    ending: Any = None
+    match action:
+        case ("make", is_fragile):
+            if not container.supervisor._is_closed:
+                with contextlib.suppress(Broken):
+                    Chaotic(container, is_fragile)
+        case ("start", index, policy, how):
+            agents = list(container.agents.dict.values())
+            if agents:
+                agent: Any = agents[index % len(agents)]
+                func, args = {
+                    "fail": (fail, ()),
+                    "later": (clock_fail, (clock,)),
+                    "return": (asyncio.sleep, (0,)),
+                    "forever": (agent.work, ()),
+                }[how]
+                with contextlib.suppress(RuntimeError):  # it is just being stopped
+                    agent.tasks.start(func, *args, on_failure=policy)
+        case ("remove", index):
+            aids = [*container.agents.dict, *container.supervisor.restarting]
+            if aids:
+                ending = container.remove_agent(aids[index % len(aids)])
+        case ("cancel", index):
+            tasks = container.supervisor.tasks
+            if tasks:
+                tasks[index % len(tasks)].cancel()
+        case ("time", seconds):
+            clock.set_time(clock.time() + seconds)
+        case ("turns", count):
+            for _ in range(count):
+                await asyncio.sleep(0)
+        case ("shutdown",):
+            ending = container.shutdown(as_coro=True)
+    return asyncio.create_task(ending) if ending is not None else None
+
+
+async def clock_fail(clock: ExternalClock) -> None:
+    """Fail in two simulated seconds."""
+    await clock.sleep(2)
+    raise Broken
+
+
+@given(actions=st.lists(ACTIONS, max_size=25))
+async def test_whatever_happens_all_comes_to_an_end(actions: list[Any]) -> None:
+    """Whatever fails, ends and is cancelled, in whichever order and at the same time: nothing hangs, no timer
+    and no task is left, and each agent is stopped, after its tasks."""
+    Worker.made, Worker.log = [], []
+    clock = ExternalClock("2026-01-01")
+    container = await Container.create(get_queue(f"chaos-{id(clock)}"), clock=clock, as_coro=True)
+    Chaotic(container, False)
+    pending = [await act(container, clock, action) for action in actions]
+    await container.shutdown(as_coro=True)
+    for task in filter(None, pending):
+        with contextlib.suppress(AgentNotFoundError):  # it was removed twice
+            await task
+    stopped = [line for line in Worker.log if line.startswith("on_stop")]
+    assert set(stopped) == {f"on_stop {agent.level}" for agent in Worker.made}
+    assert (container.supervisor.tasks, container.supervisor.restarting) == ([], [])
+    assert clock.next_due() is None

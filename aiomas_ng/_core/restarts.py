@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from aiomas_ng._core.codec_errors import describe
+
 __all__ = [
     "Failure",
     "History",
@@ -269,8 +271,8 @@ class Failure:
 
     def __str__(self) -> str:
         what = f"task {self.task!r} of" if self.task is not None else "restarting"
-        error = f"{type(self.error).__name__}: {self.error}"
-        text = f"{what} {self.class_name}({self.agent!r}) failed: {error}; policy {self.policy}"
+        agent = f"{self.class_name}({self.agent!r})"
+        text = f"{what} {agent} failed: {describe(self.error)}; policy {self.policy}"
         if isinstance(self.policy, Restart):
             thing = "task" if isinstance(self.policy, RestartTask) else "agent"
             text += f": the {thing} is restarted in {self.pause:.3g} s"

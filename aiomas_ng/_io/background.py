@@ -137,11 +137,11 @@ class BackgroundTask:
     def _pause(self, seconds: float) -> None:
         """Start it again after a pause."""
         self.state = TaskState.PAUSING
-        self._timer = self._owner.supervisor.call_in(seconds, self._begin_again)
+        self._timer = self._owner.supervisor._call_in(seconds, self._begin_again)
 
     def _begin_again(self) -> None:
         self.restarts += 1
-        self._history.restarted(self._owner.supervisor.now())
+        self._history.restarted(self._owner.supervisor._now())
         self._begin()
 
     def _ended(self, run: asyncio.Task[Any]) -> None:
@@ -170,7 +170,7 @@ class BackgroundTask:
             logger.error("task %r of %s failed while it was ended", self.name, self._owner, exc_info=error)
             self._finish(TaskState.FAILED)
         else:
-            self._owner.supervisor.task_failed(self, error)
+            self._owner.supervisor._task_failed(self, error)
 
     def _finish(self, state: TaskState) -> None:
         self.state = state
@@ -273,16 +273,16 @@ class AgentTasks:
         task._begin(coroutine)
         return task
 
-    def start_declared(self, name: str, on_failure: Policy | None) -> None:
+    def _start_declared(self, name: str, on_failure: Policy | None) -> None:
         """Start a task that the agent's class declares."""
         policy = check_policy(self._get_default() if on_failure is None else on_failure, "on_failure")
         if not self.is_closed and name not in self._tasks:
             self._tasks[name] = task = BackgroundTask(self, name, getattr(self.agent, name), policy)
             task._begin()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """End all tasks, and wait for them, but not for the one that this is called in, and for none longer
-        than :data:`CLOSE_GRACE` seconds."""
+        than 5 seconds."""
         self.is_closed = True
         current = asyncio.current_task()
         waiting = []
@@ -302,7 +302,7 @@ class AgentTasks:
                 logger.warning(
                     "task %s does not end %s s after it was cancelled", run.get_name(), CLOSE_GRACE
                 )
-                self.supervisor.keep(run)
+                self.supervisor._keep(run)
 
     def _get_default(self) -> Policy:
         return check_policy(self.agent.on_failure, f"{type(self.agent).__name__}.on_failure")

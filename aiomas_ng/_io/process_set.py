@@ -22,7 +22,7 @@ from aiomas_ng.exceptions import ProcessError
 if TYPE_CHECKING:
     from aiomas_ng.agent import Container
 
-__all__ = ["ProcessSet", "Setup", "start_processes"]
+__all__ = ["ProcessSet", "start_processes"]
 
 logger = logging.getLogger("aiomas_ng.subproc")
 
@@ -33,8 +33,6 @@ STOP_TIMEOUT: Final = 5.0
 #: The same for children of a set of which one could not be started.
 FAILED_STOP_TIMEOUT: Final = 1.0
 
-#: What makes the agents of a container; may be a coroutine function.
-Setup = Callable[["Container"], Any]
 
 #: What the children run.
 MAIN: Final = "aiomas_ng.subproc:_run_child"
@@ -144,7 +142,7 @@ async def start_processes(
     addrs: Iterable[Any],
     *,
     allow: Iterable[str] | None = None,
-    setup: Setup | None = None,
+    setup: Callable[[Container], Any] | None = None,
     restart: Restart | None = None,
     timeout: float = START_TIMEOUT,
     **container_kwargs: Any,
@@ -207,7 +205,11 @@ async def start_processes(
 
 
 def _make_settings(
-    addr: Any, allow: Any, setup: Setup | None, container_kwargs: dict[str, Any], manager: str | None
+    addr: Any,
+    allow: Any,
+    setup: Callable[[Container], Any] | None,
+    container_kwargs: dict[str, Any],
+    manager: str | None,
 ) -> bytes:
     """Return the settings of a child, pickled.
 

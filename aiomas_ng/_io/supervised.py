@@ -89,11 +89,23 @@ class _TasksOfAgent:
     """The tasks of an agent as its attribute, which a subclass or an instance may use for something else."""
 
     def __get__(self, agent: Agent | None, owner: type) -> Any:
-        return self if agent is None else agent.container.supervisor.get_tasks(agent)
+        return self if agent is None else agent.container.supervisor._get_tasks(agent)
+
+
+class _SignatureOfInit:
+    """The signature of a class is that of its ``__init__``, also where ``__new__`` takes anything."""
+
+    def __get__(self, instance: object | None, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]  # it is looked at, not called
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class Supervised:
     """Base of :class:`~aiomas_ng.agent.Agent`."""
+
+    __signature__ = _SignatureOfInit()
 
     #: What follows the failure of a background task that has no policy of its own, one of
     #: :mod:`aiomas_ng.supervision`; set by a class or an instance.

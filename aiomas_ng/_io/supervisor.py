@@ -114,7 +114,7 @@ class Supervisor:
 
     # For agents and their tasks
 
-    def get_tasks(self, agent: Agent) -> AgentTasks:
+    def _get_tasks(self, agent: Agent) -> AgentTasks:
         """Return the tasks of *agent*; closed ones if it is not in the container any more."""
         aid = _get_aid(agent)
         table = self._tables.get(aid)
@@ -126,44 +126,47 @@ class Supervisor:
                 self._tables[aid] = table
         return table
 
-    def begin(self, agent: Agent) -> None:
+    def _begin(self, agent: Agent) -> None:
         """The agent's ``on_ready`` has ended: start the tasks that its class declares."""
         for name, policy in get_declared(type(agent)).items():
             try:
-                self.get_tasks(agent).start_declared(name, policy)
+                self._get_tasks(agent)._start_declared(name, policy)
             except Exception:
                 logger.exception("task %r of %s cannot be started", name, agent.addr)
 
-    async def stop_tasks(self, agent: Agent) -> None:
+    async def _stop_tasks(self, agent: Agent) -> None:
         """End the agent's tasks; it cannot start any from now on."""
         aid = _get_aid(agent)
         table = self._tables.get(aid)
         if table is not None and table.agent is agent:
             try:
-                await table.close()
+                await table._close()
             finally:
                 if self._tables.get(aid) is table:
                     del self._tables[aid]
         if aid not in self._absences:
             self._histories.pop(aid, None)
 
-    def now(self) -> float:
+    def _now(self) -> float:
         """Return the time of the container's clock."""
         return self._container.clock.time()
 
-    def call_in(self, seconds: float, func: Callable[[], object]) -> Any:
+    def _call_in(self, seconds: float, func: Callable[[], object]) -> Any:
         """Call *func* after a pause by the container's clock, in simulated time where that is it; return what
         can be cancelled."""
         if seconds <= 0:
             return self._container.loop.call_soon(func)
-        return self._container.clock.call_in(seconds, func)
+        try:
+            return self._container.clock.call_in(seconds, func)
+        except NotImplementedError:  # a clock of the user's, without timers
+            return self._container.loop.call_later(seconds, func)
 
-    def keep(self, task: asyncio.Task[Any]) -> None:
+    def _keep(self, task: asyncio.Task[Any]) -> None:
         """Hold a task until it ends."""
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
 
-    def task_failed(self, task: BackgroundTask, error: BaseException) -> None:
+    def _task_failed(self, task: BackgroundTask, error: BaseException) -> None:
         """Do what follows the failure of *task*."""
         agent = task._owner.agent
         aid = _get_aid(agent)
@@ -171,7 +174,7 @@ class Supervisor:
             logger.error("task %r of %s failed while it was ended", task.name, task._owner, exc_info=error)
             task._finish(task.state.FAILED)
             return
-        step = decide(task.on_failure, task._history, self._get_history(aid, agent), self.now())
+        step = decide(task.on_failure, task._history, self._get_history(aid, agent), self._now())
         failure = self._report(agent, task.name, error, step)
         if isinstance(step.policy, RestartTask):
             task._pause(step.pause)
@@ -197,7 +200,7 @@ class Supervisor:
             step.policy,
             step.pause,
             step.used_up,
-            self.now(),
+            self._now(),
         )
         self.failures.append(failure)
         logger.error("%s", failure, exc_info=error)
@@ -210,12 +213,12 @@ class Supervisor:
 
     # Agents that are restarted
 
-    def get_absent(self, aid: str) -> Agent | None:
+    def _get_absent(self, aid: str) -> Agent | None:
         """Return the agent that was *aid* before, if it is just being restarted."""
         absence = self._absences.get(aid)
         return absence.old if absence is not None else None
 
-    def claim(self, agent: Agent, aid: str | None) -> str | None:
+    def _claim(self, agent: Agent, aid: str | None) -> str | None:
         """Return the id of the agent that *agent* is made in place of; ``None`` if it is a new one.
 
         Args:
@@ -234,22 +237,22 @@ class Supervisor:
         self._container.site.bring_back(old_aid, agent)
         return old_aid
 
-    async def give_up(self, aid: str, *, wait: bool) -> bool:
-        """Let an agent that is just being restarted stay away; return whether there is one of that id.
+    async def _give_up(self, agent: Agent | str, *, wait: bool) -> bool:
+        """Let an agent that is just being restarted stay away; return whether it is.
 
         Args:
-            aid: The agent's id.
+            agent: The agent that was stopped, or its id.
             wait: Whether to wait for its end.
         """
-        absence = self._absences.get(aid)
-        if absence is None:
+        absence = self._absences.get(agent if isinstance(agent, str) else _get_aid(agent))
+        if absence is None or not (isinstance(agent, str) or absence.old is agent):
             return False
         absence.give_up()
         if wait and absence.task is not None and absence.task is not asyncio.current_task():
             await asyncio.wait([absence.task])
         return True
 
-    async def close(self, *, wait: bool) -> None:
+    async def _close(self, *, wait: bool) -> None:
         """The container is shut down: restart nothing from now on.
 
         Args:
@@ -259,10 +262,10 @@ class Supervisor:
         for absence in self._absences.values():
             absence.give_up()
         for aid in self.restarting:
-            await self.give_up(aid, wait=wait)
+            await self._give_up(aid, wait=wait)
 
     def _restart(self, aid: str, agent: Agent, policy: RestartAgent, pause: float) -> None:
-        self.get_tasks(agent).is_closed = True  # further failures change nothing
+        self._get_tasks(agent).is_closed = True  # further failures change nothing
         self._absences[aid] = absence = _Absence(agent)
         self._take_out(aid)
         coroutine = self._run_restart(aid, absence, policy, pause)
@@ -293,7 +296,7 @@ class Supervisor:
                 try:
                     agent = await self._make(aid, absence, policy)
                 except Exception as error:
-                    step = decide(policy, None, self._get_history(aid, old), self.now())
+                    step = decide(policy, None, self._get_history(aid, old), self._now())
                     failure = self._report(old, None, error, step)
                     if not isinstance(step.policy, RestartAgent):
                         if not isinstance(step.policy, Log):
@@ -302,7 +305,7 @@ class Supervisor:
                     policy, pause = step.policy, step.pause
                 else:
                     is_back = True
-                    self._get_history(aid, old).restarted(self.now())
+                    self._get_history(aid, old).restarted(self._now())
                     logger.info("restarted %s(%r)", type(agent).__name__, agent.addr)
                     return
         except asyncio.CancelledError:
@@ -320,11 +323,13 @@ class Supervisor:
     async def _make(self, aid: str, absence: _Absence, policy: RestartAgent) -> Agent:
         """Make the agent anew; if that fails, nothing of it is left."""
         absence.new = None
+        has_run = False  # whether the loop may have run on_ready of the new agent
         token = _MAKING.set(absence)
         try:
             made: Any
             made = policy.factory(self._container) if policy.factory is not None else make_again(absence.old)
             if inspect.isawaitable(made):
+                has_run = True
                 made = await made
             if absence.new is None or made is not absence.new:
                 raise AgentIdError(
@@ -337,14 +342,15 @@ class Supervisor:
             half_made = absence.new
             if half_made is not None:
                 self._take_out(aid)
-                await self.stop_tasks(half_made)
+                stopping = self._container._stop_agent(aid, half_made) if has_run else None
+                await (stopping or self._stop_tasks(half_made))
             raise
         finally:
             _MAKING.reset(token)
 
     async def _sleep(self, seconds: float) -> None:
         pause = self._container.loop.create_future()
-        timer = self.call_in(seconds, functools.partial(_wake, pause))
+        timer = self._call_in(seconds, functools.partial(_wake, pause))
         try:
             await pause
         finally:
@@ -361,7 +367,7 @@ class Supervisor:
         task = self._container.loop.create_task(
             coroutine, name=f"shutdown of {self._container}", context=contextvars.Context()
         )
-        self.keep(task)
+        self._keep(task)
 
 
 def _wake(pause: asyncio.Future[None]) -> None:
