@@ -16,9 +16,11 @@ class Worker(Agent):
     """An agent that a process has again after each start."""
 
     number = 0
+    made = 0
 
     def __init__(self, container: Container, name: str) -> None:
         super().__init__(container, aid=name)
+        Worker.made += 1
 
     async def on_ready(self) -> None:
         await asyncio.sleep(0)
@@ -27,6 +29,11 @@ class Worker(Agent):
     @expose
     def get_pid(self) -> int:
         return os.getpid()
+
+    @expose
+    def count_made(self) -> int:
+        """Return how many agents this process has made."""
+        return self.made
 
     @expose
     def get_time(self) -> float:

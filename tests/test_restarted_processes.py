@@ -23,7 +23,7 @@ import restarted_agents
 from test_subproc import HOST, START, is_running, new_container, wait_until
 
 from aiomas_ng import ExternalClock, subproc
-from aiomas_ng.exceptions import ProcessError
+from aiomas_ng.exceptions import ProcessError, RemoteRestartingError
 from aiomas_ng.subproc import ProcessFailure, ProcessSet
 from aiomas_ng.supervision import Restart
 
@@ -143,7 +143,8 @@ async def test_a_container_that_was_stopped_by_a_failure_comes_back() -> None:
         pid = processes.pids[0]
         worker = await container.connect(worker_url(processes.managers[0]))
         await worker.fail("agent")
-        await wait_for_call(worker, pid)
+        await wait_for_second_agent(worker)
+        assert await worker.get_pid() == pid
         assert events.failures == []
         await worker.fail("stop")
         await events.restarted.get()
@@ -151,14 +152,13 @@ async def test_a_container_that_was_stopped_by_a_failure_comes_back() -> None:
         assert await worker.get_pid() == processes.pids[0] != pid
 
 
-async def wait_for_call(worker: Any, pid: int) -> None:
+async def wait_for_second_agent(worker: Any) -> None:
     """Wait until the worker has been restarted within its process."""
-    while True:
-        try:
-            assert await worker.get_pid() == pid
-            return
-        except LookupError:
-            await asyncio.sleep(0.01)
+    count = 1
+    while count < 2:
+        with contextlib.suppress(RemoteRestartingError):
+            count = await worker.count_made()
+        await asyncio.sleep(0.01)
 
 
 async def test_a_manager_that_is_started_by_hand_tells_of_the_failure() -> None:

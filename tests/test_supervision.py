@@ -77,6 +77,11 @@ class Worker(Agent):
         await self.gate.wait()
         return "done"
 
+    @rpc.expose
+    async def stream(self) -> AsyncIterator[int]:
+        yield self.level
+        await self.gate.wait()
+
     def on_stop(self) -> None:
         self.log.append(f"on_stop {self.level}")
 
@@ -764,6 +769,17 @@ async def test_calls_of_a_batch_are_cancelled_one_by_one(transport: Transport) -
         assert isinstance(first, RemoteCancelledError)
         assert isinstance(third, RemoteCancelledError)
         assert second == "done"
+
+
+async def test_streams_are_cancelled(transport: Transport) -> None:
+    """A stream of an agent that is restarted ends with the error of a cancelled call."""
+    async with new_container(transport.address()) as home, new_container(transport.address()) as other:
+        old = Worker(home)
+        async with contextlib.aclosing(aiter((await other.connect(old.addr)).stream())) as items:
+            assert await anext(items) == 0
+            old.tasks.start(fail, on_failure=RestartAgent(**NOW))
+            with pytest.raises(RemoteCancelledError):
+                await anext(items)
 
 
 async def test_observers_get_the_new_state(transport: Transport) -> None:

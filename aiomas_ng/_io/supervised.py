@@ -4,7 +4,6 @@ its class declares."""
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -19,8 +18,6 @@ __all__ = ["Supervised", "background", "get_declared", "make_again"]
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 MARK: Final = "__background__"
-
-_declared: weakref.WeakKeyDictionary[type, dict[str, Policy | None]] = weakref.WeakKeyDictionary()
 
 
 @overload
@@ -62,17 +59,17 @@ def background(func: Any = None, /, *, on_failure: Policy | None = None) -> Any:
     return mark if func is None else mark(func)
 
 
-def get_declared(cls: type) -> dict[str, Policy | None]:
+def get_declared(cls: type[Supervised]) -> dict[str, Policy | None]:
     """Return the tasks that *cls* and its bases declare, by name, each with its policy, if it has one of its
     own."""
-    found = _declared.get(cls)
-    if found is None:
-        attributes: dict[str, Any] = {}
-        for base in reversed(cls.__mro__):
-            attributes.update(vars(base))  # in a subclass the name may be something else
-        found = {name: getattr(value, MARK)[0] for name, value in attributes.items() if _is_marked(value)}
-        _declared[cls] = found
-    return found
+    return cls._Supervised__declared
+
+
+def _find_declared(cls: type) -> dict[str, Policy | None]:
+    attributes: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        attributes.update(vars(base))  # in a subclass the name may be something else
+    return {name: getattr(value, MARK)[0] for name, value in attributes.items() if _is_marked(value)}
 
 
 def _is_marked(value: Any) -> bool:
@@ -81,8 +78,9 @@ def _is_marked(value: Any) -> bool:
 
 def make_again(agent: Supervised) -> Any:
     """Call the class of *agent* with the arguments that it was made with."""
-    args, kwargs = agent._Supervised__made_with
-    return type(agent)(*args, **kwargs)
+    args, named = agent._Supervised__args, agent._Supervised__named
+    count = len(named) // 2
+    return type(agent)(*args, **dict(zip(named[:count], named[count:], strict=True)))
 
 
 class _TasksOfAgent:
@@ -115,15 +113,23 @@ class Supervised:
     #: ``self.tasks.start(self.poll)``, or declared with :func:`~aiomas_ng.supervision.background`.
     tasks: Any = _TasksOfAgent()
 
-    _Supervised__made_with: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    _Supervised__declared: dict[str, Policy | None] = {}  # noqa: RUF012  # each class has its own
+
+    # What the agent was made with. There may be many agents, and a dict for each would be large: the names of
+    # arguments, then their values.
+    _Supervised__args: tuple[Any, ...] = ()
+    _Supervised__named: tuple[Any, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         new: Any = super().__new__
         self: Self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
-        self._Supervised__made_with = (args, kwargs)
+        self._Supervised__args = args
+        if kwargs:
+            self._Supervised__named = (*kwargs, *kwargs.values())
         return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if get_declared(cls):
+        cls._Supervised__declared = _find_declared(cls)
+        if cls._Supervised__declared:
             check_policy(cls.on_failure, f"{cls.__name__}.on_failure")
