@@ -25,6 +25,7 @@ from aiomas_ng.exceptions import (
     RemoteException,
     RemoteLookupError,
     RemoteOverloadError,
+    RemoteRestartingError,
     RemoteSerializationError,
     RoutingError,
 )
@@ -332,6 +333,7 @@ def test_error_of_ours_shows_no_frame_of_ours() -> None:
 MAPPED = {
     exceptions.RoutingError("x"): RemoteLookupError,
     exceptions.NotExposedError("x"): RemoteLookupError,
+    exceptions.AgentRestartingError("x"): RemoteRestartingError,
     exceptions.ArgumentError("x"): RemoteArgumentError,
     exceptions.SerializationError("x"): RemoteSerializationError,
     exceptions.DeserializationError("x"): RemoteSerializationError,

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aiomas_ng import rpc
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
-from aiomas_ng.exceptions import AiomasError, NotExposedError, RoutingError
+from aiomas_ng.exceptions import AgentRestartingError, AiomasError, NotExposedError, RoutingError
 
 
 class Leaf:
@@ -1199,3 +1199,19 @@ def test_all_names_of_a_tree_are_tried() -> None:
         *("__call__", "slotted", "twice_slotted", "class_lambda", "class_alias", "_private"),
     }
     assert called == {"who", "left", "right/f", "right/leaf/who"} | {f"left/{name}" for name in everything}
+
+
+def test_what_is_just_being_restarted_says_so() -> None:
+    """A name that will come back leads to an error of its own, also below it; and no other name does."""
+    services = ServiceDict()
+    services.restarting.add("0")
+    for path in ("0", "0/step", "0/sub/step"):
+        with pytest.raises(AgentRestartingError, match="agent '0' is just being restarted"):
+            services.router.resolve(path)
+    with pytest.raises(RoutingError, match="'1' not found"):
+        services.router.resolve("1/step")
+    services.dict["0"] = len  # whatever is there counts
+    services.restarting.discard("0")
+    with pytest.raises(RoutingError) as caught:
+        services.router.resolve("0/step")
+    assert not isinstance(caught.value, AgentRestartingError)
