@@ -21,15 +21,18 @@ import socket
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
+from aiomas_ng import access as access_
 from aiomas_ng import channel, clocks, local_queue, rpc, util
 from aiomas_ng._coap.agent_states import BoundState, State, get_states, state
 from aiomas_ng._coap.container_site import AgentSite, ContainerSite
+from aiomas_ng._core.access import Rule, StrictAccess, check_class
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.principal import CURRENT_PRINCIPAL, make_own_principal
 from aiomas_ng._io.shortcut import Shortcut
 from aiomas_ng._io.supervised import Supervised, get_declared
 from aiomas_ng._io.supervisor import Supervisor
@@ -98,6 +101,9 @@ class Container:
 
     router = rpc.Service(["agents"])
 
+    #: Who may reach anything here, a rule of :mod:`aiomas_ng.access`; ``None`` for everybody.
+    access: Any = StrictAccess()
+
     @overload
     @classmethod
     def create(
@@ -112,6 +118,7 @@ class Container:
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
+        access: Rule | None = None,
     ) -> Self: ...
     @overload
     @classmethod
@@ -127,6 +134,7 @@ class Container:
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
+        access: Rule | None = None,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -141,6 +149,7 @@ class Container:
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
+        access: Rule | None = None,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -163,6 +172,8 @@ class Container:
             limits: Bounds of each connection.
             resumable: Take up connections to other containers again when they break, with all calls, streams
                 and observations on them.
+            access: Who may reach anything here, a rule or :class:`~aiomas_ng.access.Policy`; by default
+                everybody who can connect. It is the attribute ``access`` of the container, too.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -172,7 +183,7 @@ class Container:
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable)
+        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable, access)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -185,6 +196,7 @@ class Container:
         ssl: Any,
         limits: Limits,
         resumable: bool,
+        access: Rule | None,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
@@ -207,6 +219,8 @@ class Container:
             connect_kwargs = {**wire, "ssl": client_ssl}
             container = cls(base_url, server.get_loop(), clock or clocks.AsyncioClock(), connect_kwargs)
             container.set_server(server)
+            if access is not None:
+                container.access = access
             await server.start_serving()
         except BaseException:
             server.close()
@@ -235,7 +249,7 @@ class Container:
         self._supervisor = Supervisor(self)
         #: The agents; ``agents.dict`` has them by id.
         self.agents = rpc.ServiceDict()
-        self._site = ContainerSite(self.agents.dict, self._get_coder)
+        self._site = ContainerSite(self.agents.dict, self._get_coder, self.router)
         self._context = Context(
             loop,
             self._site,
@@ -292,7 +306,14 @@ class Container:
             raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
         return site
 
-    def mount(self, path: Sequence[str] | str, url: str, *, timeout: float | None = None) -> None:
+    def mount(
+        self,
+        path: Sequence[str] | str,
+        url: str,
+        *,
+        timeout: float | None = None,
+        access: Rule | None = None,
+    ) -> None:
         """Let the resources of another container be reached through this one.
 
         ``container.site.remove_resource(path)`` takes it back.
@@ -301,11 +322,14 @@ class Container:
             path: Where, below the base URL of this container.
             url: Base URL of the other one, or of an agent there.
             timeout: Seconds that the other one has to answer; ``None`` leaves it to who asks.
+            access: Who may use it, a rule of :mod:`aiomas_ng.access`. The other container only sees that it
+                is asked by us, for somebody.
 
         Raises:
             AddressError: *url* is none.
         """
-        self._site.add_resource(path, Forwarder(self._context, url, name=self._base_url, timeout=timeout))
+        forwarder = Forwarder(self._context, url, name=self._base_url, timeout=timeout, access=access)
+        self._site.add_resource(path, forwarder)
 
     def _get_coder(self) -> Coder:
         return self._context.coder
@@ -378,7 +402,10 @@ class Container:
     def validate_aid(self, aid: str) -> str | None:
         """Return the name of the class of the agent *aid*, or ``None`` if there is no such agent. Exposed."""
         agent = self.agents.dict.get(aid, self._supervisor._get_absent(aid))
-        return None if agent is None else type(agent).__name__
+        if agent is None:
+            return None
+        access_.check(agent.router.access, f"agents/{aid}")
+        return type(agent).__name__
 
     async def remove_agent(self, agent: Agent | str) -> None:
         """Remove an agent, given itself or its id: its :meth:`Agent.on_stop` is run, and calls to it fail
@@ -470,6 +497,7 @@ class Container:
         )
         # What is called through it has nothing to do with who happens to connect first.
         near, far = await self._loop.create_task(pair, context=contextvars.Context())
+        near._principal = far._principal = make_own_principal()
         server = self._add_connection(far)
         client = self._add_connection(near, address.url)
         if near._plain is not None:
@@ -560,6 +588,7 @@ class Container:
 
     async def _run_hook(self, agent: Agent, name: str) -> None:
         token = IS_IN_HOOK.set(True)
+        caller = CURRENT_PRINCIPAL.set(None)  # it may be whose call has made, or ends, the agent
         try:
             result = getattr(agent, name)()
             if inspect.isawaitable(result):
@@ -568,6 +597,7 @@ class Container:
             logger.exception("%s of %s failed", name, agent)
         finally:
             IS_IN_HOOK.reset(token)
+            CURRENT_PRINCIPAL.reset(caller)
 
 
 def _get_aid(agent: Agent | str) -> str:
@@ -596,12 +626,17 @@ class Agent(Supervised):
 
     router = rpc.Service()
 
+    #: Who may reach the agent's methods and resources, a rule of :mod:`aiomas_ng.access`; ``None`` for
+    #: everybody. Set by a subclass or, at any time, for one agent.
+    access: Any = StrictAccess()
+
     #: The agent's resources, an :class:`~aiomas_ng.resource.Site`: those declared with :func:`state`, and
     #: those added by ``self.site.add_resource(path, resource)``.
     site = _SiteOfAgent()
 
     def __init_subclass__(cls, **kwds: Any) -> None:
         super().__init_subclass__(**kwds)
+        check_class(cls)
         get_states(cls)  # raises an error now, and not when the first agent is asked for its state
 
     def __init__(self, container: Container, *, aid: str | None = None) -> None:

@@ -63,6 +63,7 @@ from aiomas_ng._core.registry import (
 from aiomas_ng.agent import Agent, Container
 from aiomas_ng.clocks import TimerHandle
 from aiomas_ng.exceptions import AiomasError, CallTimeoutError
+from aiomas_ng.forwarding import DEFAULT_HOP_LIMIT
 from aiomas_ng.linkformat import LinkFormat
 from aiomas_ng.message import Code, Message
 
@@ -225,6 +226,10 @@ class Directory(Agent):
             raise error.ServiceUnavailable("too many simple registrations are under way", max_age=1)
         remote = request.remote if base is None else get_address(base)
         message = Message(Code.GET, remote=remote, accept=LINK_FORMAT, uri_path=(".well-known", "core"))
+        if base is not None:
+            # We ask for somebody else, who must not see by our eyes what is not for him, of our own
+            # container, for example.
+            message.opt.hop_limit = DEFAULT_HOP_LIMIT
         self._fetches += 1
         try:
             context = self.container.context

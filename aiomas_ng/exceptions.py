@@ -7,6 +7,7 @@
     │   ├── RemoteArgumentError      + TypeError: the arguments do not fit the method
     │   ├── RemoteSerializationError + ValueError: request or result could not cross the wire
     │   ├── RemoteOverloadError      the peer has no room for the request
+    │   ├── RemoteAccessError        + PermissionError: the peer does not let us call that
     │   └── RemoteCancelledError     the peer gave up the work before it was done
     ├── SerializationError         + ValueError: our value cannot be encoded
     ├── DeserializationError       + ValueError: the peer's value cannot be decoded
@@ -32,6 +33,7 @@
     │   ├── NotExposedError          it leads to something that is not exposed
     │   └── AgentRestartingError     it leads to an agent that is just being restarted
     ├── ArgumentError              + TypeError: the arguments do not fit the method
+    ├── AccessDeniedError          + PermissionError: a peer may not reach what it has called
     ├── AgentIdError               + ValueError: an agent id is malformed or was given before
     ├── AgentNotFoundError         + ConnectionError: no agent of that id in the container
     ├── SpawnError                 + PermissionError: a manager may not create this
@@ -48,6 +50,7 @@ import errno
 from typing import Any
 
 __all__ = [
+    "AccessDeniedError",
     "AddressError",
     "AddressInUseError",
     "AgentIdError",
@@ -68,6 +71,7 @@ __all__ = [
     "OverloadError",
     "ProcessError",
     "ProtocolError",
+    "RemoteAccessError",
     "RemoteArgumentError",
     "RemoteCancelledError",
     "RemoteException",
@@ -149,6 +153,14 @@ class RemoteSerializationError(RemoteException, ValueError):
 
 class RemoteOverloadError(RemoteException):
     """The peer had no room for the request; it was not executed."""
+
+
+class RemoteAccessError(RemoteException, PermissionError):
+    """The peer does not let us call that: its owner has narrowed it to others."""
+
+    def __init__(self, origin: Any, remote_traceback: str, type_name: str = "", message: str = "") -> None:
+        super().__init__(origin, remote_traceback, type_name, message)
+        self.errno = errno.EACCES  # for which an OSError would take the first argument
 
 
 class RemoteCancelledError(RemoteException):
@@ -333,6 +345,21 @@ class AgentRestartingError(RoutingError):
 
 class ArgumentError(AiomasError, TypeError):
     """The arguments of a call do not fit the signature of the method."""
+
+
+class AccessDeniedError(AiomasError, PermissionError):
+    """A peer may not reach what it has called, by a rule of :mod:`aiomas_ng.access`.
+
+    Args:
+        path: What it has called.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EACCES, f"access to {path!r} is not allowed")
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"access to {self.path!r} is not allowed"
 
 
 class AgentIdError(AiomasError, ValueError):

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from aiomas_ng import error, linkformat
 from aiomas_ng._coap.site import get_prefix
+from aiomas_ng._core.access import Rule, check_rule
 from aiomas_ng._core.addresses import parse_url
 from aiomas_ng.exceptions import AddressError, AiomasError, CallTimeoutError
 from aiomas_ng.linkformat import Link, LinkFormat
@@ -49,14 +50,27 @@ class Forwarder(PathCapable):
         url: Base URL of the other container, or of an agent or resource there.
         name: Who we are, for the diagnosis of circles; by default where the context listens.
         timeout: Seconds that the other container has for the first response; ``None`` leaves it to who asks.
+        access: Who may use it, a rule of :mod:`aiomas_ng.access`; ``None`` for everybody.
 
     Raises:
         AddressError: *url* is none, or has a query.
+        TypeError: *access* is no rule.
+
+    The other container sees our identity, and that we do not ask for ourselves. So it lets in what is
+    forwarded only where no rule is declared, or one that says so (:func:`aiomas_ng.access.via`).
     """
 
     def __init__(
-        self, context: Context, url: str, *, name: str | None = None, timeout: float | None = None
+        self,
+        context: Context,
+        url: str,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        access: Rule | None = None,
     ) -> None:
+        check_rule(access)
+        self.access = access
         self._context = context
         self._address, _ = parse_url(url)
         base = Message(Code.GET, uri=url).opt

@@ -97,10 +97,12 @@ class Pipe:
         "_was_abandoned",
         "log",
         "request",
+        "rules",
     )
 
     def __init__(self, request: Message, log: Any = None) -> None:
         self.request = request
+        self.rules: tuple[Any, ...] = ()  # those that have let in the requester
         self.log: logging.Logger | logging.LoggerAdapter[Any] = log or logger
         self._state = PipeState.PREPARING
         self._entries: list[_Entry] = []

@@ -39,6 +39,7 @@ from typing import Any, Final, Self
 
 from aiomas_ng import channel as channels
 from aiomas_ng import clocks, error, rpc, util
+from aiomas_ng._coap.admission import enter
 from aiomas_ng._coap.blockwise import RenderPipe, assemble, find_body
 from aiomas_ng._coap.observation import ClientObservation, ServerObservation
 from aiomas_ng._coap.remote import Remote
@@ -533,6 +534,7 @@ class Context(Verbs):
         site = self.serversite
         if self._is_closed:
             raise error.ServiceUnavailable("shutting down")
+        pipe.rules = enter(request, site)
         unknown = opt.unknown_critical()
         if unknown:
             raise error.BadOption(f"unknown or malformed critical options: {', '.join(map(str, unknown))}")

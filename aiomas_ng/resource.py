@@ -33,6 +33,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final
 
 from aiomas_ng import error
+from aiomas_ng._coap.admission import listing_for
 from aiomas_ng._coap.observation import ServerObservation
 from aiomas_ng._coap.observers import Observer, Observers
 from aiomas_ng._coap.site import PathCapable, Renderer, RoutedRequest, Site
@@ -138,6 +139,13 @@ class Resource(_Described):
     ``render_patch``, ``render_ipatch``, as far as they offer them: plain or ``async`` functions of the
     request.
     """
+
+    #: Who may reach it, a rule of :mod:`aiomas_ng.access`; ``None`` for everybody. Set by a class or an
+    #: instance.
+    access: Any = None
+
+    #: Who may, besides, do anything else than read: send another method than GET or FETCH.
+    write_access: Any = None
 
     _lock: asyncio.Lock | None = None
 
@@ -250,7 +258,8 @@ class ObservableResource(Resource):
     """
 
     #: Whether all who send the same request get the same response, so that it is rendered once for all of
-    #: them. Not so where handlers look at who asks (``request.remote``).
+    #: them. Not so where handlers look at who asks (``request.remote``, or
+    #: :func:`aiomas_ng.access.get_caller`).
     is_alike_for_all: bool = False
 
     _observers: Observers | None = None
@@ -348,7 +357,8 @@ class WKCResource(Resource):
     def render_get(self, request: Message) -> Message:
         """Return the links that match the request's query."""
         negotiate(request, [ContentFormat.LINK_FORMAT])
-        links = LinkFormat(self.listgenerator())
+        with listing_for(request):  # who may not read something is not told of it either
+            links = LinkFormat(self.listgenerator())
         if isinstance(request, RoutedRequest):
             links = links.prefixed(request.site)
         links = links.filter(request.opt.uri_query)

@@ -35,10 +35,12 @@ from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
 from aiomas_ng._io.job import raise_
 from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng._io.proxy import CallOptions, Proxy, with_options
 from aiomas_ng._io.reply import Reply
 from aiomas_ng.channel import Channel, Server
 from aiomas_ng.exceptions import (
+    AccessDeniedError,
     AddressError,
     ClosedByUsError,
     DeserializationError,
@@ -188,6 +190,7 @@ class RpcClient:
         self.url: str | None = None  #: Base URL of the peer, if we have dialled it.
         self._channel = channel
         self._router: Router | None = rpc_service.router if rpc_service is not None else None
+        self._principal = channel._principal
         self._own_url = own_url
         self._peers = peers
         self._has_own_peers = peers is None
@@ -278,6 +281,7 @@ class RpcClient:
     def _handle(self, msg_id: int | str | None, content: Any) -> None:
         """Run the function that a request names, and answer."""
         channel = self._channel
+        token = CURRENT_PRINCIPAL.set(self._principal)
         try:
             path, args, kwargs = content if len(content) == 3 else content[:3]
             if type(args) not in SEQUENCES or type(kwargs) is not dict:
@@ -287,10 +291,12 @@ class RpcClient:
             if path is None and msg_id is not None:
                 answer_batch(channel, self._router, msg_id, args)
                 return
-            result = self._router.resolve(path)(*args, **kwargs)
+            result = self._router.resolve(path, self._principal)(*args, **kwargs)
         except BaseException as error:  # even CancelledError: the function has it from some other future
             self._call_failed(msg_id, content, error)
             return
+        finally:
+            CURRENT_PRINCIPAL.reset(token)
         channel._settle(msg_id, result, path)
 
     def _call_failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
@@ -303,7 +309,7 @@ class RpcClient:
             error = explain_bad_call(content, error)
         if msg_id is not None:
             self._channel._answer_error(msg_id, error)
-        else:
+        elif not isinstance(error, AccessDeniedError):  # that is in the log already
             logger.error("a one-way call from %s failed", self._channel._protocol._peername(), exc_info=error)
 
     # Services as values
@@ -372,6 +378,8 @@ class RpcClient:
             raise DeserializationError(str(error)) from error
         if rest:
             raise DeserializationError(f"{url!r} is no base URL")
+        if address.url == self._own_url:
+            self._check_reference(path)
         return Proxy(self._get_peers().get(address), path, address.url, name=name)
 
     def _own_service(self, path: str, name: str | None) -> Any:
@@ -382,6 +390,7 @@ class RpcClient:
         """
         if self._router is None:
             raise DeserializationError("the peer refers to a service of ours, but we offer none")
+        self._check_reference(path)
         if self._own_url is not None:
             address, _ = parse_url(self._own_url)
             return Proxy(self._get_peers().get(address), path, address.url, name=name)
@@ -391,6 +400,20 @@ class RpcClient:
             raise DeserializationError(
                 f"the peer refers to a service of ours that is not there: {error}"
             ) from error
+
+    def _check_reference(self, path: str) -> None:
+        """Check that the peer may itself reach what it wants a handler of ours to call: we would reach it.
+
+        Raises:
+            DeserializationError: It may not.
+        """
+        try:
+            if self._router is not None and path:
+                self._router.find(path, self._principal)
+        except AccessDeniedError as error:
+            raise DeserializationError(f"a reference is not allowed: {error}") from None
+        except RoutingError:
+            pass  # who calls it will see
 
     def _get_peers(self) -> Peers:
         if self._peers is None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"util", "_io.local_transport"},
     {"codecs", "clocks", "local_queue"},
     {"_io"},
-    {"channel", "supervision"},
+    {"channel", "access", "supervision"},
     {"content"},
     {"message"},
     {"error"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"pipe"},
     {"_coap.remote", "_coap.incoming", "tokenmanager"},
     {"linkformat", "cache"},
+    {"_coap.admission"},
     {
         "_coap.observation",
         "_coap.observers",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
+from aiomas_ng._coap.admission import get_principal, is_listed
 from aiomas_ng._coap.site import as_path
+from aiomas_ng._core.access import Rule, check_rule
 from aiomas_ng.content import CODABLE, Coder, media_type_of
 from aiomas_ng.error import BadRequest, NotFound, UnsupportedContentFormat
 from aiomas_ng.exceptions import DeserializationError, SerializationError
@@ -47,6 +49,8 @@ def state(
     title: str | None = None,
     observable: bool = True,
     max_age: int | None = None,
+    access: Rule | None = None,
+    write_access: Rule | None = None,
 ) -> Callable[[Callable[..., Any]], State]: ...
 def state(
     getter: Callable[..., Any] | None = None,
@@ -59,6 +63,8 @@ def state(
     title: str | None = None,
     observable: bool = True,
     max_age: int | None = None,
+    access: Rule | None = None,
+    write_access: Rule | None = None,
 ) -> Any:
     """Offer what a method of an agent returns as a resource below the agent's address.
 
@@ -93,6 +99,8 @@ def state(
         observable: Whether it can be observed. Who observes is notified after ``self.soc.changed()``, and
             after each request that has changed it.
         max_age: Seconds for which a state may be cached, by default 60; 0 for never.
+        access: Who may reach it, a rule of :mod:`aiomas_ng.access`; by default everybody.
+        write_access: Who may, besides, do anything else than read it.
     """
 
     def decorate(getter: Callable[..., Any]) -> State:
@@ -102,7 +110,12 @@ def state(
             raise TypeError(f"{getter.__qualname__} yields, but a state is one value: return it")
         _check_max_age(max_age)
         formats = _as_formats(ct)
-        return State(getter, path, rt, if_, formats, title, observable, max_age)
+        declaration = State(getter, path, rt, if_, formats, title, observable, max_age)
+        declaration.access, declaration.write_access = access, write_access
+        return declaration
+
+    check_rule(access)
+    check_rule(write_access)
 
     return decorate if getter is None else decorate(getter)
 
@@ -147,6 +160,8 @@ class State:
         self.title = title
         self.is_observable = is_observable
         self.max_age = max_age
+        self.access: Rule | None = None
+        self.write_access: Rule | None = None
         self.set: Callable[..., Any] | None = None
         self.process: Callable[..., Any] | None = None
         self.remove: Callable[..., Any] | None = None
@@ -275,7 +290,9 @@ def get_states(cls: type) -> dict[tuple[str, ...], State]:
 def describe_states(cls: type) -> LinkFormat:
     """Return links to the resources that are declared on *cls*, as seen at the agent's address."""
     return LinkFormat(
-        Link(f"/{declaration.path}", **_describe(declaration)) for declaration in get_states(cls).values()
+        Link(f"/{declaration.path}", **_describe(declaration))
+        for declaration in get_states(cls).values()
+        if is_listed(declaration.access)
     )
 
 
@@ -288,6 +305,7 @@ def _describe(declaration: State) -> dict[str, Any]:
 def _copy_description(resource: Resource, declaration: State) -> None:
     resource.rt, resource.if_, resource.title = declaration.rt, declaration.if_, declaration.title
     resource.ct = declaration.ct
+    resource.access, resource.write_access = declaration.access, declaration.write_access
 
 
 def make_resource(declaration: State, agent: Agent, coder: Coder) -> Resource:
@@ -409,13 +427,17 @@ async def _wait_for(result: Any) -> Any:
 class ObservableStateResource(StateResource, ObservableResource):
     """The same, observable."""
 
-    # The methods do not see the request, so they cannot make a difference.
+    # The methods do not see the request. But they may ask who calls.
     is_alike_for_all = True
 
     def get_observing_pipes(self) -> list[Pipe]:
         """Return the pipes of those who observe this and have got a first state."""
         members = self._observers.members if self._observers is not None else []
         return [observer.pipe for observer in members if observer.is_ready]
+
+    def _get_audience(self, request: Message) -> Hashable:
+        principal = get_principal(request)
+        return super()._get_audience(request), principal and principal.identity
 
     def _changed(self) -> None:
         self.updated_state()

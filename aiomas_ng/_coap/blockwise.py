@@ -13,6 +13,7 @@ import hashlib
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from aiomas_ng._coap.admission import get_principal, make_denial
 from aiomas_ng._coap.remote import Remote
 from aiomas_ng._core.blocks import (
     BERT,
@@ -195,12 +196,13 @@ class RenderPipe(LinkedPipe):
         context: Whose request it is.
     """
 
-    __slots__ = ("_context", "_original")
+    __slots__ = ("_context", "_has_begun", "_original")
 
     def __init__(self, outlet: Pipe, context: Context) -> None:
         super().__init__(outlet, context.log)
         self._context = context
         self._original = outlet.request
+        self._has_begun = False  # whether there was a first response
         self.on_event(self._pass_on)
         outlet.on_interest_end(self._abandon)
 
@@ -208,6 +210,9 @@ class RenderPipe(LinkedPipe):
         request = self._original
         context = self._context
         response = event.message
+        if self._has_begun and self.rules and not self._is_still_allowed():
+            return False
+        self._has_begun = True
         if response is None:
             assert event.exception is not None
             response = self._render(event.exception)
@@ -223,6 +228,15 @@ class RenderPipe(LinkedPipe):
                     response = self._render(error)
         self._outlet.add_response(response, event.is_last)
         return True
+
+    def _is_still_allowed(self) -> bool:
+        """Return whether the requester may go on to get notifications, or more of a stream; if not, end it
+        here."""
+        principal = get_principal(self._original)
+        if principal is None or all(map(principal.allows, self.rules)):
+            return True
+        self._outlet.add_response(make_denial(principal, self._original).to_message(), is_last=True)
+        return False
 
     def _render(self, exception: BaseException) -> Message:
         request = self._original

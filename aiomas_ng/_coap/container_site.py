@@ -10,7 +10,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aiomas_ng._coap.admission import is_listed
 from aiomas_ng._coap.agent_states import StateResource, describe_states, get_states, make_resource
+from aiomas_ng._core.access import Rule
+from aiomas_ng._core.routing import Router
 from aiomas_ng.content import Coder
 from aiomas_ng.error import NotFound, ServiceUnavailable
 from aiomas_ng.linkformat import LinkFormat
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["AgentSite", "ContainerSite"]
 
 WELL_KNOWN_CORE = (".well-known", "core")
+
+
+def get_access(agent: Agent) -> Rule | None:
+    """Return who may reach *agent*."""
+    return agent.router.access
 
 
 class AgentSite(Site):
@@ -45,6 +53,11 @@ class AgentSite(Site):
         for path, declaration in get_states(type(self.agent)).items():
             if path not in self._resources:
                 self.add_resource(path, make_resource(declaration, self.agent, self._coder))
+
+    @property
+    def access(self) -> Rule | None:
+        """Who may reach it: who may reach the agent."""
+        return get_access(self.agent)
 
     def find(self, path: tuple[str, ...]) -> tuple[Any, int]:
         """Return what answers for *path*; every agent also has a list of its resources."""
@@ -100,15 +113,22 @@ class ContainerSite(Site):
     Args:
         agents: The agents, by id.
         get_coder: Returns what encodes and decodes values.
+        router: That of the container, whose rule is that of the site as well.
     """
 
-    def __init__(self, agents: Mapping[str, Agent], get_coder: Callable[[], Coder]) -> None:
+    def __init__(self, agents: Mapping[str, Agent], get_coder: Callable[[], Coder], router: Router) -> None:
         super().__init__()
+        self._router = router
         self._agents = agents
         self._get_coder = get_coder
         self._sites: dict[str, AgentSite] = {}
         self._suspended: dict[str, AgentSite | None] = {}  # those of agents that are being restarted
         self._own_list = WKCResource(self.get_resources_as_linkheader)
+
+    @property
+    def access(self) -> Rule | None:
+        """Who may reach it: who may reach the container."""
+        return self._router.access
 
     def get_agent_site(self, aid: str) -> AgentSite | None:
         """Return the site of the agent *aid*, made now if need be; ``None`` if there is no such agent."""
@@ -172,6 +192,8 @@ class ContainerSite(Site):
         links = list(super().get_resources_as_linkheader())
         of_class: dict[type, LinkFormat] = {}  # there may be many agents of few classes
         for aid, agent in self._agents.items():
+            if not is_listed(get_access(agent)):
+                continue
             site = self._sites.get(aid)
             if site is not None:
                 below = site.get_resources_as_linkheader()

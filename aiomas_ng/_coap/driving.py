@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from aiomas_ng._core.codec_errors import describe, short
-from aiomas_ng.error import InternalServerError, RenderableError, ServiceUnavailable
+from aiomas_ng.error import Forbidden, InternalServerError, RenderableError, ServiceUnavailable
+from aiomas_ng.exceptions import AccessDeniedError
 from aiomas_ng.message import Message
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def render_exception(
         log: Where a fault is logged.
         has_details: Whether the response tells type and text of a fault.
     """
+    if isinstance(exception, AccessDeniedError):  # by a handler's own check
+        exception = Forbidden("not allowed")
     if isinstance(exception, RenderableError):
         try:
             response = exception.to_message()

@@ -14,7 +14,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final
 
+from aiomas_ng._coap.admission import get_principal
 from aiomas_ng._coap.observation import ServerObservation
+from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng.message import Code, Message
 from aiomas_ng.pipe import Pipe, render_exception
 
@@ -201,6 +203,8 @@ class ObserverGroup:
 
     async def _render(self) -> None:
         count = self._count  # what happens from now on may not be in the state
+        # Whoever has changed the state, it is rendered for those who observe.
+        CURRENT_PRINCIPAL.set(get_principal(self.request))
         try:
             self._state = await self.owner.render(self.request)
         except Exception as exception:

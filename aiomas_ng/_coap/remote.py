@@ -20,6 +20,7 @@ from aiomas_ng.pipe import WINDOW
 if TYPE_CHECKING:
     from aiomas_ng._coap.blockwise import Transfers
     from aiomas_ng._coap.incoming import IncomingPipe
+    from aiomas_ng._core.identity import Identity
     from aiomas_ng.channel import Channel
     from aiomas_ng.pipe import Pipe
     from aiomas_ng.tokenmanager import TokenManager
@@ -91,6 +92,11 @@ class Remote:
     def hostinfo(self) -> str:
         """Who it is, in words."""
         return self.url or str(self.channel._protocol._peername())
+
+    @property
+    def identity(self) -> Identity:
+        """Who is at the other end, as of :attr:`aiomas_ng.channel.Channel.identity`."""
+        return self.channel.identity
 
     @property
     def uri_base(self) -> str | None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from aiomas_ng import error, linkformat
+from aiomas_ng._coap.admission import admit, is_admitted, is_listed
 from aiomas_ng._coap.observation import ServerObservation
+from aiomas_ng._core.access import Rule
 from aiomas_ng.linkformat import Link, LinkFormat
 from aiomas_ng.message import Message
 from aiomas_ng.pipe import Pipe
@@ -77,6 +79,12 @@ def get_prefix(request: Message) -> tuple[str, ...]:
 class PathCapable:
     """Marks what handles the rest of a path by itself, below the place where a :class:`Site` has it."""
 
+    #: Who may reach it, and all that lies below, a rule of :mod:`aiomas_ng.access`; ``None`` for everybody.
+    access: Any = None
+
+    #: Who may, besides, do anything else than read: send another method than GET or FETCH.
+    write_access: Any = None
+
 
 class Site(PathCapable):
     """Finds the resource of a request by its path, and lets it answer.
@@ -141,13 +149,15 @@ class Site(PathCapable):
         """Return links to all resources, those of sites within included."""
         links: list[Link] = []
         for path, resource in self._resources.items():
+            if not is_listed(getattr(resource, "access", None)):
+                continue
             describe = getattr(resource, "get_link_description", None)
             attributes = describe() if describe is not None else {}
             if attributes is not None:
                 links.append(Link(_make_href(path), **attributes))
         for path, site in self._subsites.items():
             get_links = getattr(site, "get_resources_as_linkheader", None)
-            if get_links is not None:
+            if get_links is not None and is_listed(getattr(site, "access", None)):
                 links.extend(get_links().prefixed(path))
         return LinkFormat(links)
 
@@ -172,12 +182,24 @@ class Site(PathCapable):
         resource, depth = self.find(request.opt.uri_path)
         return resource, RoutedRequest.descend(request, depth) if depth else request
 
+    def _enter(self, request: Message) -> tuple[Any, Message, tuple[Rule, ...]]:
+        """Return resource and request as :meth:`_route`, and the rules that have let in who has sent it.
+
+        Raises:
+            NotFound: There is no resource.
+            Forbidden, Unauthorized: It is not for them.
+        """
+        resource, below = self._route(request)
+        return resource, below, admit(request, resource, get_prefix(request))
+
     async def needs_blockwise_assembly(self, request: Message) -> bool:
         """Ask the resource; errors are to come from rendering."""
         try:
             resource, below = self._route(request)
         except error.RenderableError:
             return True
+        if not is_admitted(request, resource):
+            return False  # nothing is kept for who is to be refused
         needs: bool = await resource.needs_blockwise_assembly(below)
         return needs
 
@@ -187,19 +209,20 @@ class Site(PathCapable):
         Raises:
             NotFound: There is none.
         """
-        resource, below = self._route(request)
+        resource, below, _ = self._enter(request)
         response: Message = await resource.render(below)
         return response
 
     async def add_observation(self, request: Message, serverobservation: ServerObservation) -> None:
         """Pass the observer on to the resource; one that cannot be observed declines."""
-        resource, below = self._route(request)
+        resource, below, _ = self._enter(request)
         if hasattr(resource, "add_observation"):
             await resource.add_observation(below, serverobservation)
 
     async def render_to_pipe(self, pipe: Pipe) -> None:
         """Let the resource that the request is for add its responses to *pipe*."""
-        resource, pipe.request = self._route(pipe.request)
+        resource, pipe.request, rules = self._enter(pipe.request)
+        pipe.rules += rules
         await resource.render_to_pipe(pipe)
 
     def close_observations(self) -> None:

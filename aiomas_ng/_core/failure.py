@@ -10,7 +10,9 @@ from typing import Any, Final
 from aiomas_ng import exceptions
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import (
+    AccessDeniedError,
     AiomasError,
+    RemoteAccessError,
     RemoteArgumentError,
     RemoteCancelledError,
     RemoteException,
@@ -43,6 +45,7 @@ REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
     "aiomas_ng.FrameTooLargeError": RemoteSerializationError,
     "aiomas_ng.OverloadError": RemoteOverloadError,
     "aiomas_ng.CancelledError": RemoteCancelledError,
+    "aiomas_ng.AccessDeniedError": RemoteAccessError,
 }
 
 _OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
@@ -51,6 +54,9 @@ _OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
 def describe(exception: BaseException) -> list[str]:
     """Return *exception* as the list of strings that is sent: type name, message, traceback lines."""
     name = type(exception).__name__
+    if type(exception) is AccessDeniedError:
+        # Also of a handler's own check. Who is denied something is told that, and not how it is decided.
+        return [_clean(PREFIX + name), _clean(str(exception))]
     module = type(exception).__module__
     # By its type alone: an exception may also lie about its class, or fail when it is asked.
     is_ours = issubclass(type(exception), AiomasError) and module == exceptions.__name__

@@ -9,6 +9,8 @@ Rules:
 - The mark counts on the function itself; nothing inherits it from its class.
 - Looking up a name runs none of the user's code: properties, ``__getattr__`` and metaclasses are not asked.
   (Attributes that were named as sub-services are.)
+- A caller who is named has to be let in by the rules on the way, from the root on (:mod:`aiomas_ng.access`).
+  Each is asked before anything behind it is looked at, so that who is not let in learns nothing of that.
 - Nothing is remembered, so what is removed or replaced is gone at once, in both directions: a service that
   was replaced has no path any more.
 """
@@ -18,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeGuard, TypeVar, overload
+from typing import Any, Final, Protocol, TypeGuard, TypeVar, overload
 
+from aiomas_ng._core.access import AccessAttribute, Rule, check_rule, rule_of
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import AgentRestartingError, NotExposedError, RoutingError
 
@@ -30,17 +33,64 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MISSING: Final = object()
 
 
-def expose(func: F) -> F:
+class Caller(Protocol):
+    """Who calls, as far as rules are concerned."""
+
+    def check(self, rules: Iterable[Rule | None], path: str) -> None:
+        """Raise :exc:`~aiomas_ng.exceptions.AccessDeniedError` if one of *rules* does not let the caller in;
+        the first of them is that of the root."""
+
+
+class _Narrowed:
+    """The mark of a function that not everybody may call."""
+
+    __slots__ = ("rule",)
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+
+_Mark = bool | _Narrowed | None
+
+
+@overload
+def expose(func: F, /) -> F: ...
+@overload
+def expose(*, allow: Rule | None) -> Callable[[F], F]: ...
+def expose(func: Any = _MISSING, /, *, allow: Rule | None = None) -> Any:
     """Mark *func* as callable by a peer and return it; usable as a decorator.
 
-    Nothing is wrapped: the function gains the attribute ``__rpc__`` with the value ``True``.
+    ::
+
+        @expose
+        def step(self): …
+
+        @expose(allow=roles("operator"))
+        def reset(self): …
+
+    Nothing is wrapped: the function gains the attribute ``__rpc__``, with the value ``True`` if everybody may
+    call it.
+
+    Args:
+        func: The function.
+        allow: Who may call it, a rule of :mod:`aiomas_ng.access`. In a subclass that overrides the method,
+            it has to be said again, as that it is exposed.
 
     Raises:
         ValueError: *func* is not callable.
+        TypeError: *allow* is no rule.
     """
+    check_rule(allow)
+    if func is _MISSING:
+        return lambda func: _mark(func, allow)
+    return _mark(func, allow)
+
+
+def _mark(func: F, allow: Rule | None) -> F:
     if not callable(func):
         raise ValueError(f"only a callable can be exposed, not {func!r}")
-    func.__rpc__ = True  # type: ignore[attr-defined]  # the mark that programs rely on
+    mark = True if allow is None else _Narrowed(allow)
+    func.__rpc__ = mark  # type: ignore[attr-defined]  # the mark that programs rely on
     return func
 
 
@@ -55,12 +105,15 @@ class Router:
         sub_names: Attributes of *obj* that hold sub-services.  They may be ``None`` first and be set later.
     """
 
-    __slots__ = ("_children", "_is_adopting", "_sub_names", "name", "obj", "parent")
+    __slots__ = ("_children", "_is_adopting", "_sub_names", "access", "name", "obj", "parent")
 
     def __init__(self, obj: Any, sub_names: Iterable[str] = ()) -> None:
         self.obj = obj  #: The object that this router belongs to.
         self.name = ""  #: The router's name within its parent, ``""`` for a root.
         self.parent: Router | None = None  #: The parent router, ``None`` for a root.
+        #: Who may reach what lies here and below, ``None`` for everybody. Set by the attribute ``access`` of
+        #: the object, and can be set.
+        self.access: Rule | None = _find_access(obj)
         self._sub_names = tuple(sub_names)
         self._is_adopting = False
         self._children: dict[str, Router] | None = None  # made when needed: most agents have none
@@ -88,12 +141,17 @@ class Router:
             router = parent
         return router
 
-    def resolve(self, path: str) -> Any:
+    def resolve(self, path: str, caller: Caller | None = None) -> Any:
         """Return what *path* leads to: a function, or a service (to be called only if it can be).
+
+        Args:
+            path: The path, from this router on.
+            caller: Who wants to call it; ``None`` for us.
 
         Raises:
             RoutingError: The path leads nowhere; says up to where it could be followed.
             NotExposedError: It leads to something that is not exposed, such as the ``__call__`` of a service.
+            AccessDeniedError: It is not for the *caller*.
         """
         # As nearly always: services that are attached, and still what is there, then a method that the class
         # itself defines.
@@ -102,6 +160,7 @@ class Router:
             last = names.pop()
             router = self
             obj = self.obj
+            rules: tuple[Rule | None, ...] | None = None if self.access is None else (self.access,)
             for name in names:
                 child = router._children[name]  # type: ignore[index]  # a TypeError is caught
                 entries = obj.dict if type(obj) is ServiceDict else _get(obj, "__dict__")
@@ -109,34 +168,52 @@ class Router:
                 if entries[name] is not obj or child.parent is not router:
                     raise KeyError(name)
                 router = child
+                if child.access is not None:
+                    rules = (*(rules or (None,)), child.access)
             cls = type(obj)
             function = cls.__dict__[last]
             if (
                 type(function) is types.FunctionType
-                and function.__dict__["__rpc__"] is True
+                and ((mark := function.__dict__["__rpc__"]) is True or type(mark) is _Narrowed)
                 and last not in _get(obj, "__dict__")
                 and not issubclass(cls, _NOT_PLAIN)
             ):
+                if rules is not None or mark is not True:
+                    _admit(caller, rules or (None,), mark, path)
                 return types.MethodType(function, obj)
         except (AttributeError, KeyError, TypeError):
             pass
-        found = self.find(path)
-        if callable(found) and is_rpc_service(found) and not _is_callable_service(found):
-            raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
+        found, rules = self._find(path, caller)
+        if callable(found) and is_rpc_service(found):
+            mark = _get_service_mark(found)
+            if not mark:
+                raise NotExposedError(f"service {path!r} cannot be called: its __call__ is not exposed")
+            _admit(caller, rules, mark, path)
         return found
 
-    def find(self, path: str) -> Any:
+    def find(self, path: str, caller: Caller | None = None) -> Any:
         """Return what *path* leads to, as :meth:`resolve`, but not in order to call it."""
+        return self._find(path, caller)[0]
+
+    def _find(self, path: str, caller: Caller | None) -> tuple[Any, tuple[Rule | None, ...]]:
+        """Return what *path* leads to, and the rules on the way, which let *caller* in."""
         if not isinstance(path, str):
             raise RoutingError(f"a path must be a string but is {short(path)}")
         router = self
+        rules: tuple[Rule | None, ...] = (self.access,)
+        _admit(caller, rules, True, path)
         *services, last = path.split("/")
         for name in services:
             child = router._find_child(name)
             if child is None:
                 raise router._explain(name)
             router = child
-        return router._find_function(last)
+            rules = (*rules, child.access)
+            _admit(caller, rules, True, path)
+        found, mark, access = router._find_function(last)
+        rules = (*rules, access)
+        _admit(caller, rules, mark, path)
+        return found, rules
 
     def add(self, name: str) -> None:
         """Attach the service that is the attribute *name* of :attr:`obj`, and whatever the attribute is set
@@ -221,17 +298,21 @@ class Router:
                 self.set_sub_router(router, name)
         return router
 
-    def _find_function(self, name: str) -> Any:
+    def _find_function(self, name: str) -> tuple[Any, _Mark, Rule | None]:
+        """Return a function and its mark, or a service and its rule."""
         obj = self.obj
         value, is_of_class = _look_up(obj, name)
-        if value is not _MISSING and _is_marked(value):
+        mark = _get_mark(value) if value is not _MISSING else None
+        if mark:
             if is_of_class:
                 value = getattr(self.obj, name)  # binds it
             if callable(value):
-                return value
+                # What is a service as well is narrowed by that, too.
+                child = self._find_child(name)
+                return value, mark, child.access if child is not None else None
         child = self._find_child(name)
         if child is not None:
-            return child.obj
+            return child.obj, True, child.access
         raise self._explain(name)
 
     def _explain(self, name: str) -> RoutingError:
@@ -247,6 +328,20 @@ class Router:
         return NotExposedError(
             f"{cls.__module__}.{cls.__qualname__}.{name} ({name!r} in {where}) is not exposed"
         )
+
+
+def _admit(caller: Caller | None, rules: tuple[Rule | None, ...], mark: _Mark, path: str) -> None:
+    """Let *rules*, and that of a function with *mark*, decide on *caller*."""
+    if caller is not None:
+        caller.check((*rules, mark.rule) if isinstance(mark, _Narrowed) else rules, path)
+
+
+def _find_access(obj: Any) -> Rule | None:
+    """Return the rule that is the attribute ``access`` of *obj*, or of its class."""
+    attributes = {} if isinstance(obj, type) else _attributes(obj)
+    if "access" in attributes:
+        return rule_of(attributes["access"])
+    return rule_of(_look_up_in_class(obj if isinstance(obj, type) else type(obj), "access"))
 
 
 def _is_router(obj: Any) -> TypeGuard[Router]:
@@ -288,24 +383,30 @@ def _attributes(obj: Any) -> Any:
         return {}
 
 
-def _is_marked(value: Any) -> bool:
-    """Return whether *value* itself, or the function that it wraps or binds, is marked by :func:`expose`."""
+def _get_mark(value: Any) -> _Mark:
+    """Return the mark of *value* itself, or of the function that it wraps or binds, by :func:`expose`."""
     if type(value) is types.FunctionType:
-        return value.__dict__.get("__rpc__") is True
+        return _as_mark(value.__dict__.get("__rpc__"))
     if type(value) is types.MethodType:
-        return _is_marked(value.__func__)
-    if _attributes(value).get("__rpc__") is True:
-        return True
+        return _get_mark(value.__func__)
+    mark = _as_mark(_attributes(value).get("__rpc__"))
+    if mark:
+        return mark
     # Static and class methods, and the wrappers of extension modules, which pretend to be what they wrap.
     wrapped = _look_up_in_class(type(value), "__wrapped__")
     if isinstance(wrapped, types.MemberDescriptorType | types.GetSetDescriptorType):
         with contextlib.suppress(AttributeError):  # it was never set
-            return _is_marked(wrapped.__get__(value))
-    return False
+            return _get_mark(wrapped.__get__(value))
+    return None
 
 
-def _is_callable_service(obj: Any) -> bool:
-    return _is_marked(obj) or _is_marked(_look_up_in_class(type(obj), "__call__"))
+def _as_mark(value: Any) -> _Mark:
+    return value if value is True or type(value) is _Narrowed else None
+
+
+def _get_service_mark(obj: Any) -> _Mark:
+    """Return the mark of a service that is called itself."""
+    return _get_mark(obj) or _get_mark(_look_up_in_class(type(obj), "__call__"))
 
 
 class Service:
@@ -316,12 +417,30 @@ class Service:
     Args:
         sub_routers: Names of the attributes that hold sub-services. An attribute may be ``None`` first and be
             set later.
+        access: Who may reach the service and what is below, a rule of :mod:`aiomas_ng.access`. It is what
+            the class then has as its attribute ``access``.
+
+    Raises:
+        TypeError: *access* is no rule.
     """
 
-    def __init__(self, sub_routers: Iterable[str] = ()) -> None:
+    def __init__(self, sub_routers: Iterable[str] = (), *, access: Rule | None = None) -> None:
         if isinstance(sub_routers, str):
             raise TypeError(f"the names of sub-services must be a list of strings: [{sub_routers!r}]")
+        check_rule(access)
         self._sub_router_names = tuple(sub_routers)
+        self._access = access
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        # So that `service.access = …` works at any time; what a class has of that name stays.
+        if self._access is not None:
+            if "access" in vars(owner):
+                raise TypeError(
+                    f"{owner.__qualname__} says 'access' twice, as an attribute and for its router"
+                )
+            owner.access = self._access  # type: ignore[attr-defined]  # it is what this makes
+        elif _look_up_in_class(owner, "access") is _MISSING:
+            owner.access = AccessAttribute()  # type: ignore[attr-defined]  # likewise
 
     @overload
     def __get__(self, instance: None, cls: type) -> Service: ...
@@ -348,11 +467,16 @@ class ServiceDict:
 
     Args:
         dict: The dict to wrap, kept as it is.
+        access: Who may reach what is in it, a rule of :mod:`aiomas_ng.access`; it can be set later as well.
     """
 
-    def __init__(self, dict: dict[str, Any] | None = None) -> None:
+    access = AccessAttribute()
+
+    def __init__(self, dict: dict[str, Any] | None = None, *, access: Rule | None = None) -> None:
         self.dict = {} if dict is None else dict  #: The wrapped dict.
         self.restarting: set[str] = set()  #: Names of entries that are missing now, but will come back.
+        if access is not None:
+            self.access = access
         self.router = Router(self)  #: The dict's router.
         self.router.adopt()
 

@@ -12,6 +12,7 @@ from aiomas_ng import codecs
 from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, RESULT
+from aiomas_ng._core.identity import Identity
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.job import Job, is_awaitable, is_stream
 from aiomas_ng.exceptions import (
@@ -94,6 +95,13 @@ class Request:
     def is_oneway(self) -> bool:
         """Whether the peer does not wait for a reply; :meth:`reply` and :meth:`fail` then do nothing."""
         return self._msg_id is None
+
+    @property
+    def identity(self) -> Identity:
+        """Who the peer is, as of :attr:`aiomas_ng.channel.Channel.identity`."""
+        channel = self._protocol.channel
+        assert channel is not None
+        return channel.identity
 
     async def reply(self, result: Any) -> None:
         """Answer with *result*; an async generator is streamed item by item, until its end.

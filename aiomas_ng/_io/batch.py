@@ -260,7 +260,7 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
             if func is None:
                 if router is None:
                     raise RoutingError("this side of the connection offers no RPC service")
-                func = functions[path] = router.resolve(path)
+                func = functions[path] = router.resolve(path, channel._principal)
             result = func(*args, **kwargs)
             if type(result) not in PLAIN_TYPES:
                 if is_awaitable(result):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from aiomas_ng import codecs
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.exchange import Exchange
+from aiomas_ng._core.identity import Identity
 from aiomas_ng._io.job import CURRENT_JOB, Job
+from aiomas_ng._io.principal import Principal, identify
 from aiomas_ng._io.reply import Reply, StreamState
 from aiomas_ng.exceptions import (
     AiomasError,
@@ -56,6 +58,8 @@ class Connection:
         self._loop = loop
         # Kept, because the transports of uvloop forget them when they are closed.
         self._names = {name: transport.get_extra_info(name) for name in ("peername", "sockname")}
+        # Found out now, because there may be nobody to ask when the connection has ended.
+        self._principal = Principal(identify(transport), self._names["peername"] or self._names["sockname"])
         self._limits = protocol.limits
         self._exchange = Exchange(self._limits.calls)
         self._error: ChannelClosedError | None = None  # why the connection has ended
@@ -80,6 +84,12 @@ class Connection:
     def transport(self) -> Any:
         """The transport of this connection, an :class:`asyncio.Transport`."""
         return self._transport
+
+    @property
+    def identity(self) -> Identity:
+        """Who the peer is, as far as its certificate and the system have shown: an
+        :class:`~aiomas_ng.access.Identity`."""
+        return self._principal.identity
 
     @property
     def is_closed(self) -> bool:
@@ -222,6 +232,7 @@ class Connection:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._stop_watching()
+        self._principal.close()
         self._protocol.wake_drainers()
         self._protocol.close_transport()
         # What waits to be written can only leave if the peer reads, which it may never do.

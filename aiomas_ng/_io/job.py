@@ -9,7 +9,8 @@ import types
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from aiomas_ng.exceptions import StreamError
+from aiomas_ng._io.principal import CURRENT_PRINCIPAL
+from aiomas_ng.exceptions import AccessDeniedError, StreamError
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
@@ -123,6 +124,7 @@ class Job:
         channel = self._channel
         self._has_begun = True
         CURRENT_JOB.set(self)
+        CURRENT_PRINCIPAL.set(channel._principal)
         try:
             result = self._result
             self._result = None
@@ -157,6 +159,8 @@ class Job:
                     "this method streams its reply; call it as a request, from a peer that knows streams"
                 )
             channel._open_stream(msg_id)
+            principal = channel._principal
+            identity = principal.identity
             while True:
                 while self._credit <= 0:
                     self._waiter = channel._loop.create_future()
@@ -167,6 +171,9 @@ class Job:
                 except StopAsyncIteration:
                     return
                 await channel.drain()
+                if principal.has_policy and principal.has_lost(identity):
+                    principal.note_denial("the rest of a stream")
+                    raise AccessDeniedError("the rest of a stream")
                 channel._send_item(msg_id, item)
         finally:
             aclose = getattr(items, "aclose", None)

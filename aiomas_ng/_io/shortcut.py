@@ -29,6 +29,7 @@ from msgpack import unpackb
 from aiomas_ng._core.frames import REQUEST
 from aiomas_ng._io.answerer import PLAIN_TYPES
 from aiomas_ng._io.job import is_awaitable, is_stream
+from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng._io.reply import Reply
 from aiomas_ng.codecs import LARGE, MsgPack
 from aiomas_ng.exceptions import AiomasError
@@ -99,6 +100,8 @@ class Shortcut:
         self._far_hook = far.channel.codec._ext_hook
         # That of all that comes by the long way.
         self._context: contextvars.Context = far.channel.transport._context
+        # All that runs in it is called by us. So rules are not asked: what lives here may do everything.
+        self._context.run(CURRENT_PRINCIPAL.set, far.channel._principal)
         self._lone: _OwnReply | None = None  # the call that nobody waits for yet
         self._is_clear = True  # nothing else is under way
         self._count = 0

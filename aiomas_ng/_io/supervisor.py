@@ -233,6 +233,8 @@ class Supervisor:
         if not is_meant:
             return None
         absence.new = agent
+        if "access" in vars(absence.old):  # who may reach it was said for this agent, and not for its class
+            agent.access = vars(absence.old)["access"]
         self._container.agents.restarting.discard(old_aid)
         self._container.site.bring_back(old_aid, agent)
         return old_aid

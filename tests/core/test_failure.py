@@ -340,6 +340,7 @@ MAPPED = {
     exceptions.FrameTooLargeError(5, 4): RemoteSerializationError,
     exceptions.OverloadError("x"): RemoteOverloadError,
     asyncio.CancelledError("x"): RemoteCancelledError,
+    exceptions.AccessDeniedError("agents/0/x"): exceptions.RemoteAccessError,
 }
 
 

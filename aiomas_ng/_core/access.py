@@ -1,0 +1,517 @@
+"""Who may reach what: rules about identities, and policies, which can be changed at run time.
+
+Rules:
+
+- A rule is a question about an identity, answered by yes or no. It has no exceptions: there is no "not",
+  because what a peer has not shown would then be in its favour.
+- Rules are combined by ``&`` and ``|``. Where several are on the way to something, all of them have to say
+  yes, and are asked from the outside to the inside.
+- What lives in the same container is not asked.
+- A rule that fails says no.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from aiomas_ng._core.identity import Identity
+
+__all__ = [
+    "EVERYBODY",
+    "NOBODY",
+    "AccessAttribute",
+    "Policy",
+    "Quota",
+    "Rule",
+    "StrictAccess",
+    "certified",
+    "check_class",
+    "check_rule",
+    "fingerprints",
+    "gids",
+    "local",
+    "names",
+    "roles",
+    "rule_of",
+    "same_host",
+    "same_user",
+    "uids",
+    "via",
+]
+
+#: What a policy may know a peer by: a name or fingerprint, or a user id.
+Key = str | int
+
+
+class AccessAttribute:
+    """The attribute ``access`` of a service, whose router has to know of a change.
+
+    It is there so that setting it on an instance works at any time, on a class of services that says nothing
+    about access as well. There, what is no rule is kept as any attribute is: it may be something else of the
+    user's.
+    """
+
+    #: Whether nothing but a rule, or ``None`` for everybody, can be set.
+    is_strict = False
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        try:
+            return vars(instance)["access"]
+        except KeyError:
+            return self._get_default()
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self.is_strict:
+            check_rule(value)
+        attributes = vars(instance)
+        attributes["access"] = value
+        router = attributes.get("router")
+        if hasattr(type(router), "set_sub_router"):
+            router.access = value if isinstance(value, Rule) else None
+
+    def __delete__(self, instance: Any) -> None:
+        try:
+            del vars(instance)["access"]
+        except KeyError:
+            raise AttributeError("access") from None
+        router = vars(instance).get("router")
+        if hasattr(type(router), "set_sub_router"):
+            router.access = self if isinstance(self, Rule) else None
+
+    def _get_default(self) -> Any:
+        raise AttributeError("access")
+
+
+class StrictAccess(AccessAttribute):
+    """The same where the name stands for nothing else; everybody is let in until it is set."""
+
+    is_strict = True
+
+    def _get_default(self) -> Any:
+        return None
+
+
+def check_rule(value: Any) -> None:
+    """Raise ``TypeError`` if *value* is neither a rule nor ``None``, which is everybody."""
+    if value is not None and not isinstance(value, Rule):
+        raise TypeError(f"access must be a rule, as in roles('operator'), or None, but is {value!r}")
+
+
+def check_class(cls: type) -> None:
+    """Check what *cls* itself says about access: what is meant for a rule and is none would let in everybody.
+
+    Raises:
+        TypeError: It is data, and no rule.
+    """
+    value = vars(cls).get("access")
+    if not callable(value) and not hasattr(type(value), "__get__"):
+        try:
+            check_rule(value)
+        except TypeError as error:
+            raise TypeError(f"{cls.__qualname__}: {error}") from None
+
+
+class Rule(AccessAttribute):
+    """A question about an identity: may it, or may it not?
+
+    Subclasses define :meth:`allows`. As the attribute ``access`` of a class, a rule narrows all that its
+    instances offer.
+    """
+
+    is_strict = True
+
+    #: Whether the answer for one and the same identity may be another one later. If not, it is remembered.
+    is_changing: bool = True
+
+    def allows(self, identity: Identity) -> bool:
+        """Return whether *identity* may."""
+        raise NotImplementedError
+
+    def __and__(self, other: Any) -> Rule:
+        return _All(self, other) if isinstance(other, Rule) else NotImplemented
+
+    def __or__(self, other: Any) -> Rule:
+        return _Any(self, other) if isinstance(other, Rule) else NotImplemented
+
+    def __bool__(self) -> bool:
+        # As in "if roles('operator'):", which would always be true.
+        raise TypeError("a rule is neither true nor false: ask allows(), or aiomas_ng.access.is_allowed()")
+
+    def _get_default(self) -> Any:
+        return self
+
+
+class _Combined(Rule):
+    _sign = ""
+
+    def __init__(self, *rules: Rule) -> None:
+        self._rules = rules
+        self.is_changing = any(rule.is_changing for rule in rules)
+
+    def __repr__(self) -> str:
+        return f"({f' {self._sign} '.join(map(repr, self._rules))})"
+
+
+class _All(_Combined):
+    _sign = "&"
+
+    def allows(self, identity: Identity) -> bool:
+        return all(rule.allows(identity) for rule in self._rules)
+
+
+class _Any(_Combined):
+    _sign = "|"
+
+    def allows(self, identity: Identity) -> bool:
+        return any(rule.allows(identity) for rule in self._rules)
+
+
+class _Simple(Rule):
+    """A rule that asks for one of several values of an attribute."""
+
+    is_changing = False
+
+    def __init__(self, name: str, values: tuple[Any, ...], type_: type) -> None:
+        if not values:
+            raise ValueError(f"{name}() without any would allow nobody; say so with access.NOBODY")
+        for value in values:
+            if not isinstance(value, type_) or isinstance(value, bool):
+                raise TypeError(f"{name}() takes values of type {type_.__name__}, not {value!r}")
+        self._name = name
+        self._values = frozenset(values)
+
+    def __repr__(self) -> str:
+        return f"{self._name}({', '.join(map(repr, sorted(self._values)))})"
+
+
+class _OneOf(_Simple):
+    """One of the values, of an attribute that is a set."""
+
+    def allows(self, identity: Identity) -> bool:
+        found: frozenset[str] = getattr(identity, self._name)
+        return not self._values.isdisjoint(found)
+
+
+class _Equal(_Simple):
+    """One of the values, of an attribute with one value or none."""
+
+    def allows(self, identity: Identity) -> bool:
+        return getattr(identity, self._name[:-1]) in self._values
+
+
+class _Quality(Rule):
+    """A question with no values in it."""
+
+    is_changing = False
+
+    def __init__(self, name: str, allows: Callable[[Identity], bool]) -> None:
+        self._name = name
+        self._allows = allows
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __reduce__(self) -> str:
+        return self._name  # they are one each, and found by their names
+
+    def allows(self, identity: Identity) -> bool:
+        return self._allows(identity)
+
+
+class _Via(Rule):
+    def __init__(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"via() takes a rule, as in via(names('hub.example')), not {rule!r}")
+        self._rule = rule
+        self.is_changing = rule.is_changing
+
+    def __repr__(self) -> str:
+        return f"via({self._rule!r})"
+
+    def allows(self, identity: Identity) -> bool:
+        return identity.forwarder is not None and self._rule.allows(identity.forwarder)
+
+
+#: Everybody, also who has shown nothing.
+EVERYBODY: Final[Rule] = _Quality("EVERYBODY", lambda identity: True)
+#: Nobody but what lives in the same container.
+NOBODY: Final[Rule] = _Quality("NOBODY", lambda identity: False)
+_CERTIFIED: Final[Rule] = _Quality("_CERTIFIED", lambda identity: identity.fingerprint is not None)
+_LOCAL: Final[Rule] = _Quality("_LOCAL", lambda identity: identity.is_local)
+_SAME_HOST: Final[Rule] = _Quality(
+    "_SAME_HOST",
+    lambda identity: identity.is_local or identity.is_loopback or identity.uid is not None,
+)
+_SAME_USER: Final[Rule] = _Quality("_SAME_USER", lambda identity: identity.uid == os.geteuid())
+
+
+def names(*names: str) -> Rule:
+    """Return the rule that lets in peers whose certificate has one of these names.
+
+    Args:
+        *names: Common names, DNS names (in lower case) or URIs, each as a whole.
+    """
+    return _OneOf("names", names, str)
+
+
+def roles(*roles: str) -> Rule:
+    """Return the rule that lets in peers that have one of these roles."""
+    return _OneOf("roles", roles, str)
+
+
+def fingerprints(*fingerprints: str) -> Rule:
+    """Return the rule that lets in peers with one of these certificates.
+
+    Args:
+        *fingerprints: SHA-256 of each, in hexadecimal digits; colons and upper case, as ``openssl x509
+            -fingerprint -sha256`` writes them, are taken.
+    """
+    return _Equal("fingerprints", tuple(map(_clean_fingerprint, fingerprints)), str)
+
+
+def _clean_fingerprint(text: Any) -> Any:
+    cleaned = text.replace(":", "").lower() if isinstance(text, str) else text
+    if isinstance(cleaned, str) and (len(cleaned) != 64 or not set(cleaned) <= set("0123456789abcdef")):
+        raise ValueError(f"a fingerprint has 64 hexadecimal digits, but this is {text!r}")
+    return cleaned
+
+
+def uids(*uids: int) -> Rule:
+    """Return the rule that lets in processes of these users, over Unix sockets."""
+    return _Equal("uids", uids, int)
+
+
+def gids(*gids: int) -> Rule:
+    """Return the rule that lets in processes with one of these as their group, over Unix sockets.
+
+    It is the group that the process acts as, not each that its user is a member of.
+    """
+    return _Equal("gids", gids, int)
+
+
+def same_user() -> Rule:
+    """Return the rule that lets in processes of the user that this one acts as, over Unix sockets."""
+    return _SAME_USER
+
+
+def same_host() -> Rule:
+    """Return the rule that lets in what is on this host: over LocalQueue, Unix sockets, and TCP at a loopback
+    address. Who comes through a tunnel or proxy that ends on this host is let in as well."""
+    return _SAME_HOST
+
+
+def certified() -> Rule:
+    """Return the rule that lets in every peer with a certificate that was verified."""
+    return _CERTIFIED
+
+
+def local() -> Rule:
+    """Return the rule that lets in what is in the same process: peers over LocalQueue."""
+    return _LOCAL
+
+
+def via(rule: Rule) -> Rule:
+    """Return the rule that lets in what is forwarded by a peer that *rule* lets in, for whomever."""
+    return _Via(rule)
+
+
+class Policy(Rule):
+    """Who may reach a container at all, and which roles each peer has; it can be changed at any time.
+
+    A change holds from the next call on, also on connections that are open. It may be made by any thread.
+
+    Args:
+        allow: Who may reach anything; ``None`` leaves it to the rules further inside.
+        roles: The roles of each peer: a mapping from a name, a fingerprint or (as an integer) a user id to
+            roles, or a function that is called with the :class:`Identity` for every decision. Roles in
+            certificates do not count then. ``None``: roles are what certificates have as organizational
+            units.
+
+    Raises:
+        TypeError: *allow* is no rule, or *roles* is something else.
+
+    As the ``access`` of a container (or of a root service, or of a context's site) it gives peers their roles
+    for all rules inside. Further inside it only does so for its own *allow*.
+    """
+
+    def __init__(
+        self,
+        allow: Rule | None = None,
+        *,
+        roles: Mapping[Key, Iterable[str]] | Callable[[Identity], Iterable[str]] | None = None,
+    ) -> None:
+        if allow is not None and not isinstance(allow, Rule):
+            raise TypeError(f"allow must be a rule, as in roles('operator'), or None, but is {allow!r}")
+        self._allow = allow
+        self._find_roles: Callable[[Identity], Iterable[str]] | None = None
+        self._given: dict[Key, frozenset[str]] = {}
+        self._taken: dict[Key, frozenset[str]] = {}  # of the roles in certificates
+        self._blocked: frozenset[Key] = frozenset()
+        self._has_own_roles = roles is not None
+        #: Counts the changes.
+        self.version = 0
+        if isinstance(roles, Mapping):
+            for key, values in roles.items():
+                self._given[_check_key(key)] = _check_roles(_as_several(values))
+        elif callable(roles):
+            self._find_roles = roles
+        elif roles is not None:
+            raise TypeError(f"roles must be a mapping or a function but is {roles!r}")
+
+    def __repr__(self) -> str:
+        return f"Policy({self._allow!r})"
+
+    @property
+    def allow(self) -> Rule | None:
+        """Who may reach anything; ``None`` leaves it to the rules further inside. It can be set."""
+        return self._allow
+
+    @allow.setter
+    def allow(self, rule: Rule | None) -> None:
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"allow must be a rule or None but is {rule!r}")
+        self._allow = rule
+        self.version += 1
+
+    @property
+    def roles(self) -> Mapping[Key, frozenset[str]]:
+        """The roles that were given, by name, fingerprint or user id."""
+        return MappingProxyType(self._given)
+
+    @property
+    def blocked(self) -> frozenset[Key]:
+        """Names, fingerprints and user ids of those who may reach nothing."""
+        return self._blocked
+
+    @property
+    def has_function(self) -> bool:
+        """Whether roles are found by a function, whose answers are not remembered."""
+        return self._find_roles is not None
+
+    def grant(self, key: Key, *roles: str) -> None:
+        """Give further roles to the peer that has this name, fingerprint or user id."""
+        given = _check_roles(roles)
+        key = _check_key(key)
+        self._given = {**self._given, key: self._given.get(key, frozenset()) | given}
+        self._taken = {**self._taken, key: self._taken.get(key, frozenset()) - given}
+        self.version += 1
+
+    def revoke(self, key: Key, *roles: str) -> None:
+        """Take roles from the peer that has this name, fingerprint or user id, also those that its
+        certificate has, or a function gives it. Who does not have them is not changed.
+
+        Raises:
+            ValueError: No role was named; to shut somebody out, use :meth:`block`.
+        """
+        taken = _check_roles(roles)
+        key = _check_key(key)
+        if not taken:
+            raise ValueError("name the roles to be revoked; to shut somebody out, use block()")
+        self._given = {**self._given, key: self._given.get(key, frozenset()) - taken}
+        self._taken = {**self._taken, key: self._taken.get(key, frozenset()) | taken}
+        self.version += 1
+
+    def block(self, key: Key) -> None:
+        """Shut out the peer that has this name, fingerprint or user id: it may reach nothing any more."""
+        self._blocked = self._blocked | {_check_key(key)}
+        self.version += 1
+
+    def unblock(self, key: Key) -> None:
+        """Take back :meth:`block`."""
+        self._blocked = self._blocked - {_check_key(key)}
+        self.version += 1
+
+    def allows(self, identity: Identity) -> bool:
+        """Return whether *identity* may reach anything."""
+        if self.is_blocked(identity):
+            return False
+        return self._allow is None or self._allow.allows(self.identify(identity))
+
+    def is_blocked(self, identity: Identity) -> bool:
+        """Return whether *identity*, or who forwards for it, is shut out."""
+        if identity.forwarder is not None and self.is_blocked(identity.forwarder):
+            return True
+        return not self._blocked.isdisjoint(identity.get_keys())
+
+    def identify(self, identity: Identity) -> Identity:
+        """Return *identity* with the roles that it has here; without any rights if it is shut out."""
+        if identity.is_self:
+            return identity
+        if self.is_blocked(identity):
+            return identity.without_rights()
+        if identity.forwarder is not None:
+            forwarder = self.identify(identity.forwarder)
+            return Identity(transport=identity.transport, forwarder=forwarder)
+        keys = list(identity.get_keys())
+        if self._find_roles is not None:
+            own = _check_roles(_as_several(self._find_roles(identity)))
+        else:
+            own = frozenset() if self._has_own_roles else identity.roles
+        given, taken = self._given, self._taken
+        for key in keys:
+            own |= given.get(key, frozenset())
+        for key in keys:
+            own -= taken.get(key, frozenset())
+        return identity.with_roles(own)
+
+
+def _check_key(key: Any) -> Key:
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        raise TypeError(f"a peer is known by a name, a fingerprint or a user id, not by {key!r}")
+    return key
+
+
+def _as_several(values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str):
+        raise TypeError(f"roles must be a collection of strings: [{values!r}]")
+    return tuple(values)
+
+
+def _check_roles(values: tuple[Any, ...]) -> frozenset[str]:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"a role must be a string but is {value!r}")
+    return frozenset(values)
+
+
+def rule_of(declared: Any) -> Rule | None:
+    """Return *declared*, what somebody has as the attribute ``access``, if it is a rule; else ``None``."""
+    return declared if isinstance(declared, Rule) else None
+
+
+class Quota:
+    """Says which of many events are logged: so many in a while, of the others only how many there were.
+
+    Args:
+        count: Events that are logged in each while.
+        seconds: How long a while is.
+    """
+
+    __slots__ = ("_begin", "_count", "_seconds", "_used", "left_out")
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._count = count
+        self._seconds = seconds
+        self._begin = float("-inf")
+        self._used = 0
+        #: Events that were not logged, and not counted in a summary yet.
+        self.left_out = 0
+
+    def take(self, now: float) -> tuple[bool, int]:
+        """Return whether an event at *now* (seconds) is logged, and before it how many were left out: if that
+        is not 0, it is time for a summary."""
+        summary = 0
+        if now - self._begin >= self._seconds:
+            self._begin = now
+            self._used = 0
+            summary, self.left_out = self.left_out, 0
+        if self._used < self._count:
+            self._used += 1
+            return True, summary
+        self.left_out += 1
+        return False, summary
