@@ -27,13 +27,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
-from aiomas_ng import clocks, rpc, util
+from aiomas_ng import access, clocks, rpc, util
+from aiomas_ng._core.access import Rule, check_rule
 from aiomas_ng._io.child import Line
 from aiomas_ng._io.process_set import ProcessSet, start_processes
 from aiomas_ng._io.slot import ProcessFailure
+from aiomas_ng.access import same_host
 from aiomas_ng.agent import Agent, Container
 from aiomas_ng.exceptions import ProcessError, SpawnError
 from aiomas_ng.supervision import Failure, StopContainer
@@ -42,12 +44,16 @@ __all__ = ["Manager", "ProcessFailure", "ProcessSet", "start", "start_processes"
 
 logger = logging.getLogger(__name__)
 
+#: In what a manager is allowed, the name for every class of agents.
+ANY_AGENT: Final = "*"
+
 
 async def start(
     addr: Any,
     *,
-    allow: Iterable[str] | None = None,
+    allow: Iterable[str] | Mapping[str, Rule | None] | None = None,
     setup: Callable[[Container], Any] | None = None,
+    manager_access: Rule | None = None,
     **container_kwargs: Any,
 ) -> None:
     """Run a container with a :class:`Manager` at *addr* until :meth:`Manager.stop` is called.
@@ -56,7 +62,9 @@ async def start(
         addr: Where the container listens.
         allow: What the manager may create, see :class:`Manager`.
         setup: Called with the container when the manager is there; may be a coroutine function.
-        **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create`.
+        manager_access: Who may reach the manager, a rule of :mod:`aiomas_ng.access`; by default everybody who
+            may reach the container.
+        **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create`; ``access`` is among them.
 
     Raises:
         ProcessError: The container was shut down because of a failure
@@ -64,19 +72,24 @@ async def start(
 
     Cancelling it is safe; the container shuts down.
     """
+    container_kwargs["manager_access"] = manager_access
     await _serve(addr, allow, setup, container_kwargs, lambda manager: None)
 
 
 async def _serve(
     addr: Any,
-    allow: Iterable[str] | None,
+    allow: Iterable[str] | Mapping[str, Rule | None] | None,
     setup: Callable[[Container], Any] | None,
     container_kwargs: dict[str, Any],
     ready: Callable[[Manager], None],
 ) -> None:
+    manager_access = container_kwargs.pop("manager_access", None)
+    check_rule(manager_access)
     container = await Container.create(addr, **{**container_kwargs, "as_coro": True})
     try:
         manager = Manager(container, allow=allow)
+        if manager_access is not None:
+            manager.access = manager_access
 
         def failed(failure: Failure) -> None:
             if isinstance(failure.policy, StopContainer):
@@ -103,24 +116,34 @@ class Manager(Agent):
 
     Args:
         container: The container.
-        allow: What may be created, as the names given to :meth:`spawn`; ``'package.module:*'`` stands for
-            what is defined in a module (what it imports is not). It may be anything that makes an agent, not
-            only a class of agents; nothing else may be created then. A manager that is created so is not
-            bound by the list itself. By default every class of agents may be created, and its factories be
-            called, in any module that can be imported: a peer can so have modules imported, and run with
-            them what they do when imported.
+        allow: What may be created, as the names given to :meth:`spawn`, and nothing else. It may be anything
+            that makes an agent, not only a class of agents. ``'package.module:*'`` stands for what is defined
+            in a module (what it imports is not); ``'*'``, for every class of agents and its factories, in any
+            module that can be imported: a peer can so have modules imported, and run with them what they do
+            when imported. A mapping says for each name who may have it created: a rule of
+            :mod:`aiomas_ng.access`, or ``None`` for everybody. A manager that is created is not bound by all
+            this itself. By default it is ``{'*': same_host()}``: from other hosts nothing can be created.
 
     Raises:
-        TypeError: *allow* is a single string.
+        TypeError: *allow* is a single string, or a mapping to something else than rules.
+
+    Who may reach the manager at all, also to end it, is narrowed by its ``access``, as with any agent.
     """
 
-    def __init__(self, container: Container, *, allow: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, container: Container, *, allow: Iterable[str] | Mapping[str, Rule | None] | None = None
+    ) -> None:
         if isinstance(allow, str):
             raise TypeError(f"allow must be a collection of names but is the string {allow!r}")
+        if allow is None:
+            allow = {ANY_AGENT: same_host()}
+        allowed = dict(allow) if isinstance(allow, Mapping) else dict.fromkeys(allow)
+        for rule in allowed.values():
+            check_rule(rule)
         super().__init__(container)
         #: Done when :meth:`stop` was called.
         self.stop_received: asyncio.Future[bool] = container.loop.create_future()
-        self.__allow = None if allow is None else frozenset(allow)
+        self.__allow = allowed
 
     @rpc.expose
     async def spawn(self, qualname: str, *args: Any, **kwargs: Any) -> tuple[Any, str]:
@@ -134,8 +157,8 @@ class Manager(Agent):
             **kwargs: Arguments of the class or factory.
 
         Raises:
-            SpawnError: It is neither a class of agents nor a factory of one, and not allowed by the manager's
-                owner; or what it made is no agent.
+            SpawnError: The manager's owner has not allowed it, or not to who calls; or what it made is no
+                agent.
             ValueError: *qualname* is malformed.
             ImportError, AttributeError: It does not exist.
         """
@@ -156,24 +179,33 @@ class Manager(Agent):
             raise ValueError(
                 f"malformed name {qualname!r}: expected 'module:Class' or 'module:Class.factory'"
             )
-        allow = self.__allow
-        if allow is not None and qualname in allow:
-            return util.obj_from_str(qualname)
+        # Decided by the name and by who calls, so that what is not allowed does not even import its module.
         module = qualname.partition(":")[0]
-        # Decided by the name alone, so that a name that is not allowed does not even import its module.
-        if allow is not None and f"{module}:*" not in allow:
-            raise SpawnError(f"{qualname!r} is not among what this manager may create")
+        matching = [name for name in (qualname, f"{module}:*", ANY_AGENT) if name in self.__allow]
+        names = [name for name in matching if self.__is_allowed(name)]
+        if not names:
+            if matching:
+                access.note_denial(f"to have {qualname} created")
+            whom = " for who has called it" if matching else ""
+            raise SpawnError(f"{qualname!r} is not among what this manager may create{whom}")
         factory = util.obj_from_str(qualname)
-        if allow is None:
-            is_special = qualname.rpartition(".")[2].startswith("__")  # __init_subclass__ for example
-            if is_special or not _is_agent_factory(qualname, factory):
-                raise SpawnError(
-                    f"{qualname!r} is no class of agents and no factory of one; "
-                    f"this manager creates such a thing only if it is allowed by name"
-                )
-        elif not _is_defined_in_module(qualname):
+        if qualname in names:
+            return factory
+        if names[0] != ANY_AGENT and _is_defined_in_module(qualname):
+            return factory
+        if ANY_AGENT not in names:
             raise SpawnError(f"{qualname!r} is not defined in its module; it has to be allowed by name")
+        is_special = qualname.rpartition(".")[2].startswith("__")  # __init_subclass__ for example
+        if is_special or not _is_agent_factory(qualname, factory):
+            raise SpawnError(
+                f"{qualname!r} is no class of agents and no factory of one; "
+                f"this manager creates such a thing only if it is allowed by name"
+            )
         return factory
+
+    def __is_allowed(self, name: str) -> bool:
+        rule = self.__allow[name]
+        return rule is None or access.is_allowed(rule)
 
     @rpc.expose
     def set_time(self, time: float) -> None:

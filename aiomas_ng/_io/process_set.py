@@ -10,9 +10,10 @@ import io
 import logging
 import pickle
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from aiomas_ng._core.access import Rule
 from aiomas_ng._core.addresses import parse_agent_url
 from aiomas_ng._core.restarts import Restart
 from aiomas_ng._io.endpoint import as_address
@@ -141,7 +142,7 @@ def _tell(callbacks: list[Callable[[Any], object]], event: Any) -> None:
 async def start_processes(
     addrs: Iterable[Any],
     *,
-    allow: Iterable[str] | None = None,
+    allow: Iterable[str] | Mapping[str, Rule | None] | None = None,
     setup: Callable[[Container], Any] | None = None,
     restart: Restart | None = None,
     timeout: float = START_TIMEOUT,
@@ -155,7 +156,7 @@ async def start_processes(
 
     Args:
         addrs: Where the containers listen.
-        allow: What the managers may create, see :class:`~aiomas_ng.subproc.Manager`.
+        allow: What the managers may create, see :class:`~aiomas_ng.subproc.Manager`; rules in it are pickled.
         setup: Called in each process with its container when the manager is there, at each start; may be a
             coroutine function. The process is ready when the agents that it has made are. It is pickled, so
             it is a function of a module, or a :func:`functools.partial` of one.
@@ -163,7 +164,8 @@ async def start_processes(
             address, with the same arguments, as they are then. By default it is not. What its agents were,
             only *setup* can bring back.
         timeout: Seconds until all have to be ready, and until each has to be that is started again.
-        **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create` in the children, pickled.
+        **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create` in the children, pickled;
+            but ``manager_access``, who may reach the managers, is as of :func:`~aiomas_ng.subproc.start`.
 
     Raises:
         ProcessError: A process failed, died before it was ready, or was not ready in time. Says why, and has
@@ -171,7 +173,7 @@ async def start_processes(
         TypeError: An argument cannot be pickled, or consists of what is defined in the main script, which the
             children do not have.
     """
-    if allow is not None and not isinstance(allow, str):
+    if allow is not None and not isinstance(allow, str | Mapping):
         allow = list(allow)
     if restart is not None and not isinstance(restart, Restart):
         raise TypeError(f"restart must be an aiomas_ng.supervision.Restart but is {restart!r}")
