@@ -42,9 +42,6 @@ __all__ = [
     "via",
 ]
 
-#: What a policy may know a peer by: a name or fingerprint, or a user id.
-Key = str | int
-
 
 class AccessAttribute:
     """The attribute ``access`` of a service, whose router has to know of a change.
@@ -343,15 +340,15 @@ class Policy(Rule):
         self,
         allow: Rule | None = None,
         *,
-        roles: Mapping[Key, Iterable[str]] | Callable[[Identity], Iterable[str]] | None = None,
+        roles: Mapping[str | int, Iterable[str]] | Callable[[Identity], Iterable[str]] | None = None,
     ) -> None:
         if allow is not None and not isinstance(allow, Rule):
             raise TypeError(f"allow must be a rule, as in roles('operator'), or None, but is {allow!r}")
         self._allow = allow
         self._find_roles: Callable[[Identity], Iterable[str]] | None = None
-        self._given: dict[Key, frozenset[str]] = {}
-        self._taken: dict[Key, frozenset[str]] = {}  # of the roles in certificates
-        self._blocked: frozenset[Key] = frozenset()
+        self._given: dict[str | int, frozenset[str]] = {}
+        self._taken: dict[str | int, frozenset[str]] = {}  # of the roles in certificates
+        self._blocked: frozenset[str | int] = frozenset()
         self._has_own_roles = roles is not None
         #: Counts the changes.
         self.version = 0
@@ -379,12 +376,12 @@ class Policy(Rule):
         self.version += 1
 
     @property
-    def roles(self) -> Mapping[Key, frozenset[str]]:
+    def roles(self) -> Mapping[str | int, frozenset[str]]:
         """The roles that were given, by name, fingerprint or user id."""
         return MappingProxyType(self._given)
 
     @property
-    def blocked(self) -> frozenset[Key]:
+    def blocked(self) -> frozenset[str | int]:
         """Names, fingerprints and user ids of those who may reach nothing."""
         return self._blocked
 
@@ -393,7 +390,7 @@ class Policy(Rule):
         """Whether roles are found by a function, whose answers are not remembered."""
         return self._find_roles is not None
 
-    def grant(self, key: Key, *roles: str) -> None:
+    def grant(self, key: str | int, *roles: str) -> None:
         """Give further roles to the peer that has this name, fingerprint or user id."""
         given = _check_roles(roles)
         key = _check_key(key)
@@ -401,7 +398,7 @@ class Policy(Rule):
         self._taken = {**self._taken, key: self._taken.get(key, frozenset()) - given}
         self.version += 1
 
-    def revoke(self, key: Key, *roles: str) -> None:
+    def revoke(self, key: str | int, *roles: str) -> None:
         """Take roles from the peer that has this name, fingerprint or user id, also those that its
         certificate has, or a function gives it. Who does not have them is not changed.
 
@@ -416,12 +413,12 @@ class Policy(Rule):
         self._taken = {**self._taken, key: self._taken.get(key, frozenset()) | taken}
         self.version += 1
 
-    def block(self, key: Key) -> None:
+    def block(self, key: str | int) -> None:
         """Shut out the peer that has this name, fingerprint or user id: it may reach nothing any more."""
         self._blocked = self._blocked | {_check_key(key)}
         self.version += 1
 
-    def unblock(self, key: Key) -> None:
+    def unblock(self, key: str | int) -> None:
         """Take back :meth:`block`."""
         self._blocked = self._blocked - {_check_key(key)}
         self.version += 1
@@ -460,7 +457,7 @@ class Policy(Rule):
         return identity.with_roles(own)
 
 
-def _check_key(key: Any) -> Key:
+def _check_key(key: Any) -> str | int:
     if not isinstance(key, str | int) or isinstance(key, bool):
         raise TypeError(f"a peer is known by a name, a fingerprint or a user id, not by {key!r}")
     return key

@@ -52,7 +52,6 @@ class Principal:
     Args:
         identity: Who it is, as the connection shows it.
         label: What it is called in the log, besides what its identity says.
-        log: Says which denials are logged; by default it has its own count.
     """
 
     __slots__ = (
@@ -66,11 +65,11 @@ class Principal:
         "_version",
     )
 
-    def __init__(self, identity: Identity, label: Any = None, log: Quota | None = None) -> None:
+    def __init__(self, identity: Identity, label: Any = None) -> None:
         self._shown = identity
         self._effective = identity
         self._label = label
-        self._quota = log
+        self._quota: Quota | None = None  # says which denials are logged
         self._policy: Policy | None = None
         self._version = 0
         self._verdicts: dict[Rule, bool] = {}
@@ -99,9 +98,7 @@ class Principal:
     def forwarded(self) -> Principal:
         """The principal of what this one forwards for others."""
         if self._forwarded is None:
-            if self._quota is None:
-                self._quota = Quota(LOG_COUNT, LOG_SECONDS)
-            self._forwarded = Principal(self._shown.forwarded(), self._label, self._quota)
+            self._forwarded = Principal(self._shown.forwarded(), self._label)
         return self._forwarded
 
     def has_lost(self, identity: Identity) -> bool:
@@ -184,22 +181,25 @@ class Principal:
         if left_out:
             self._summarize(left_out)
         if is_logged:
-            logger.warning("denied %s (%s): %s", self._shown, self._label, _repr.repr(what))
+            logger.warning("denied %s: %s", self._describe(), _repr.repr(what))
         elif self._quota.left_out == 1:
             logger.warning(
-                "denied %s (%s) many times; further ones are counted for a while, and not logged",
-                self._shown,
-                self._label,
+                "denied %s many times; further ones are counted for a while, and not logged", self._describe()
             )
 
     def _summarize(self, count: int) -> None:
-        logger.warning("denied %s (%s) %d more times meanwhile", self._shown, self._label, count)
+        logger.warning("denied %s %d more times meanwhile", self._describe(), count)
+
+    def _describe(self) -> str:
+        return str(self._shown) if not self._label else f"{self._shown} ({self._label})"
 
     def close(self) -> None:
         """The connection has ended: log what is left to be said."""
         if self._quota is not None and self._quota.left_out:
             count, self._quota.left_out = self._quota.left_out, 0
             self._summarize(count)
+        if self._forwarded is not None:
+            self._forwarded.close()
 
 
 def make_own_principal() -> Principal:
