@@ -20,7 +20,7 @@ LAYERS = [
     {"content"},
     {"message"},
     {"error"},
-    {"_coap.driving", "_coap.events"},
+    {"_coap.deadlines", "_coap.driving", "_coap.events"},
     {"pipe"},
     {"_coap.remote", "_coap.incoming", "tokenmanager"},
     {"linkformat", "cache"},
