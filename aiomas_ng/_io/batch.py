@@ -361,6 +361,9 @@ class _Rest:
         try:
             outcomes = await asyncio.gather(*self._tasks)
         finally:
+            for task, (_, awaitable) in zip(self._tasks, self._waiting, strict=True):
+                if task.done():  # it may have been cancelled before its first step
+                    dispose(awaitable)
             self._end()
         for (index, _), (result, error) in zip(self._waiting, outcomes, strict=True):
             if error is not None:
