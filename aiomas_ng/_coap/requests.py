@@ -194,7 +194,7 @@ class Request(BaseUnicastRequest):
     def _exceed(self, seconds: float) -> None:
         if not self.response.done():
             self.log.info("%r was not answered by its deadline", self.request)
-            self._fail(DeadlineExceededError(repr(self.request), seconds))
+            self._fail(DeadlineExceededError(repr(self.request), seconds, was_sent=seconds > 0))
             self._release()
 
     def _fail(self, exception: BaseException) -> None:
