@@ -59,7 +59,7 @@ class Scope:
 
     __slots__ = ("_clock", "_token", "_when")
 
-    def __init__(self, clock: Clock | None, when: float | None) -> None:
+    def __init__(self, clock: BaseClock | None, when: float | None) -> None:
         self._clock = clock
         self._when = when
         self._token: contextvars.Token[Deadline | None] | None = None

@@ -92,8 +92,8 @@ async def test_the_work_is_freed_at_every_hop(transport: Transport, number: int,
         connections = {client for container in row.containers for client in container._connections}
         await give_up(row, kinds, ending, clock)
         await wait_until(lambda: [hop.working for hop in row.hops] == [1] * 4)
-        # The first one is not cancelled by a deadline: it gets the error. In real time, that may come before the
-        # work has reached all of them.
+        # The first one is not cancelled by a deadline: it gets the error. In real time, that may come before
+        # the work has reached all of them.
         cancelled = [hop.cancelled for hop in row.hops[1:]]
         assert cancelled == [1] * 3 or ending == "deadline"
         late = asyncio.create_task(row.first.begin(kinds))
