@@ -118,10 +118,8 @@ class Caller(Connection):
         except BaseException:
             exchange.withdraw(msg_id)
             raise
-        if timeout is not None:
-            reply.expire_after(timeout)
-        if deadline is not None:
-            reply.expire_at(deadline)
+        if timeout is not None or deadline is not None:
+            reply.expire(timeout, deadline)
         if not self._is_reading:
             self._start_reading()
         return reply

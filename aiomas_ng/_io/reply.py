@@ -52,6 +52,13 @@ class Reply(asyncio.Future[Any]):
             self._channel._abandon(self._msg_id)
         return True
 
+    def expire(self, timeout: float | None, deadline: Deadline | None) -> None:
+        """Fail after *timeout* seconds, and when *deadline* passes, as far as they are there."""
+        if timeout is not None:
+            self.expire_after(timeout)
+        if deadline is not None:
+            self.expire_at(deadline)
+
     def expire_after(self, timeout: float) -> None:
         """Fail with :exc:`~aiomas_ng.exceptions.CallTimeoutError` unless there is a reply within *timeout*
         seconds."""
