@@ -579,6 +579,33 @@ async def test_calls_that_wait_for_a_connection_keep_their_deadlines(transport: 
         assert await first.next.get_remaining() == (None, None)
 
 
+async def test_calls_that_wait_tell_their_deadlines() -> None:
+    """Where the peer is known by then, as the own container is, each call that has waited for the connection
+    tells what is left for it."""
+    async with open_agents(LOCAL, 1) as (worker,):
+        own = await worker.container.connect(worker.addr)
+        await own._link.client.close()
+        with deadlines.within(10):
+            one = own.get_remaining()
+        two = own.get_remaining()
+        with deadlines.within(20):
+            three = own.get_remaining()
+        (first, _), second, (third, _) = await asyncio.gather(one, two, three)
+        assert 9 < first <= 10.01
+        assert second == (None, None)
+        assert 19 < third <= 20.01
+
+
+async def test_a_container_that_does_not_answer(transport: Transport) -> None:
+    """Where a connection is made but nobody answers, the error is that of the deadline, and not one of the
+    connection."""
+    peer = RawPeer()
+    async with open_agents(LOCAL, 1) as (worker,), listen_raw(transport, lambda: peer) as address:
+        with pytest.raises(DeadlineExceededError, match="validate_aid"), deadlines.within(0.1):
+            await worker.container.connect(_get_base_url(address) + "x", timeout=None)
+        peer.abort()
+
+
 async def test_a_one_way_call_that_cannot_be_sent_in_time(caplog: pytest.LogCaptureFixture) -> None:
     """It is dropped, and the log is told, as nobody else can be."""
     async with open_agents(LOCAL, 2) as (first, second):
@@ -610,6 +637,33 @@ async def test_a_connection_outlives_the_deadline_in_which_it_was_made(transport
                 assert await second.next.get_remaining_later() == (None, None)
                 assert await rpc.batch([first.next.get_remaining_later]) == [(None, None)]
             assert ("ready", None) in first.notes
+
+
+async def test_callbacks_of_a_connection_have_no_deadline(transport: Transport) -> None:
+    """What a server or a client does when a connection comes or ends is not bound by what bounded its own
+    beginning, nor by what bounded the last one who resumed reading."""
+    found: list[Any] = []
+    ended = asyncio.Event()
+
+    def connected(client: rpc.RpcClient) -> None:
+        found.append(get_deadline())
+        client.channel._stop_reading()
+        with deadlines.within(3600):
+            client.channel._start_reading()
+        client.on_connection_reset(lambda _: (found.append(get_deadline()), ended.set()))
+
+    class Desk:
+        router = rpc.Service()
+
+    with deadlines.within(3600):
+        server = await rpc.start_server(transport.address(), Desk(), connected, start_serving=False)
+        await server.start_serving()
+    async with server:
+        client = await rpc.open_connection(server.url)
+        await wait_until(lambda: found)
+        await client.close()
+        await ended.wait()
+        assert found == [None, None]
 
 
 async def test_reading_that_was_resumed_under_a_deadline(transport: Transport) -> None:

@@ -26,7 +26,7 @@ from tests.faults import MESSAGE, RawPeer, connect_raw, listen_raw
 
 START = "2026-01-01"
 DEADLINE, SIMULATED = int(OptionNumber.DEADLINE), int(OptionNumber.SIMULATED_DEADLINE)
-URI_PATH, OBSERVE, NO_RESPONSE = 11, 6, 258
+URI_PATH, OBSERVE, BLOCK2, NO_RESPONSE = 11, 6, 23, 258
 CONTENT, GATEWAY_TIMEOUT = 69, 164
 
 
@@ -518,6 +518,44 @@ async def test_an_observation_that_is_made_anew(transport: Transport) -> None:
         assert not any(far.bounds[1:])
         await states.aclose()
         await wait_until(lambda: is_idle(near, far))
+
+
+async def test_a_registration_that_is_begun_anew_before_its_first_state(transport: Transport) -> None:
+    """If the connection is lost while the blocks of the first state are fetched, the observation is
+    registered anew; the first state still has to come in time."""
+    peer, other = peers = [RawPeer(), RawPeer()]
+    async with listen_raw(transport, iter(peers).__next__) as address:
+        context = await Context.create_client_context()
+        try:
+            with deadlines.within(0.5):
+                request = context.request(Message(GET, uri=_get_base_url(address) + "a", observe=0))
+            token = (await peer.recv())[2][1]
+            options = [4, b"tag", OBSERVE, 1, BLOCK2, 8 | 7, 28, 2048]
+            peer.send(MESSAGE, 1, [CONTENT, token, options, bytes(1024), True])
+            _, _, (_, _, options, *_) = await peer.recv()
+            assert BLOCK2 in options
+            peer.abort()
+            again = (await other.recv())[2]
+            assert again[2] == [OBSERVE, 0, URI_PATH, "a"]
+            with pytest.raises(DeadlineExceededError):
+                await request.response
+            assert request.observation.cancelled
+        finally:
+            await context.shutdown()
+            other.abort()
+
+
+async def test_tasks_of_a_context_have_no_deadline(transport: Transport) -> None:
+    """What a context does in the background, such as keeping a registration, goes on."""
+    async with open_keepers(transport, 1) as (keeper,):
+        found: list[Any] = []
+
+        async def look() -> None:
+            found.append(get_deadline())
+
+        with deadlines.within(5):
+            await keeper.container.context.spawn(look())
+        assert found == [None]
 
 
 # -- Forwarding ------------------------------------------------------------------------------------
