@@ -2,8 +2,8 @@
 
 What most programs need is here; the modules have the rest: :mod:`~aiomas_ng.agent`, :mod:`~aiomas_ng.rpc`,
 :mod:`~aiomas_ng.channel`, :mod:`~aiomas_ng.codecs`, :mod:`~aiomas_ng.local_queue`, :mod:`~aiomas_ng.clocks`,
-:mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.supervision`, :mod:`~aiomas_ng.access`,
-:mod:`~aiomas_ng.util`, :mod:`~aiomas_ng.exceptions`; and for resources
+:mod:`~aiomas_ng.deadlines`, :mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.supervision`,
+:mod:`~aiomas_ng.access`, :mod:`~aiomas_ng.util`, :mod:`~aiomas_ng.exceptions`; and for resources
 :mod:`~aiomas_ng.protocol`, :mod:`~aiomas_ng.resource`, :mod:`~aiomas_ng.message`, :mod:`~aiomas_ng.content`,
 :mod:`~aiomas_ng.error`, :mod:`~aiomas_ng.linkformat`, :mod:`~aiomas_ng.cache`, :mod:`~aiomas_ng.forwarding`,
 :mod:`~aiomas_ng.directory`, :mod:`~aiomas_ng.pipe`, :mod:`~aiomas_ng.tokenmanager`.
@@ -17,6 +17,7 @@ from aiomas_ng import (
     clocks,
     codecs,
     content,
+    deadlines,
     directory,
     error,
     exceptions,
@@ -72,6 +73,7 @@ __all__ = [
     "codecs",
     "content",
     "create_task",
+    "deadlines",
     "directory",
     "error",
     "exceptions",

@@ -27,6 +27,7 @@ from aiomas_ng._coap.agent_states import BoundState, State, get_states, state
 from aiomas_ng._coap.container_site import AgentSite, ContainerSite
 from aiomas_ng._core.access import Rule, StrictAccess, check_class
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
+from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
@@ -42,6 +43,7 @@ from aiomas_ng.exceptions import (
     AgentNotFoundError,
     CallTimeoutError,
     ConnectError,
+    DeadlineExceededError,
     RemoteLookupError,
 )
 from aiomas_ng.forwarding import Forwarder
@@ -363,6 +365,7 @@ class Container:
             AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
             AddressError: *url* does not parse (a ``ValueError``).
             ClosedByUsError: This container was shut down.
+            DeadlineExceededError: A deadline around it has passed (:mod:`aiomas_ng.deadlines`).
 
         Cancelling it is safe and disturbs no other call.
         """
@@ -392,6 +395,8 @@ class Container:
             validate = rpc.with_options(validate, timeout=timeout or ANSWER_TIMEOUT)
         try:
             class_name: str | None = await validate(aid)
+        except DeadlineExceededError:
+            raise
         except CallTimeoutError as error:
             raise ConnectError(address.url, f"it is connected, but {error}") from error
         except RemoteLookupError as error:
@@ -506,7 +511,7 @@ class Container:
 
     def _add_connection(self, chan: channel.Channel, url: str | None = None) -> rpc.RpcClient:
         """Serve a connection, which was dialled if there is a *url*."""
-        client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers)
+        client = rpc.RpcClient(chan, self, own_url=self._base_url, peers=self._peers, clock=self._clock)
         client.url = url
         self._connections.add(client)
         self._context.attach(chan, url)
@@ -567,7 +572,9 @@ class Container:
             end(None)
             return
 
-        self._starting[aid] = self._loop.create_task(self._run_hook(agent, "on_ready"))
+        # The agent goes on to live when what has made it is over.
+        hook, context = self._run_hook(agent, "on_ready"), get_context_without()
+        self._starting[aid] = self._loop.create_task(hook, context=context)
         self._starting[aid].add_done_callback(end)
 
     async def _wait_ready(self, agent: Agent) -> None:

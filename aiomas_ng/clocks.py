@@ -7,7 +7,8 @@ and ``utcnow()`` as a date.  Methods that take a point in time accept both, a nu
 
 What all timers have in common:
 
-- A callback is called by the event loop, in the :mod:`contextvars` context in which it was scheduled.
+- A callback is called by the event loop, in the :mod:`contextvars` context in which it was scheduled, but for
+  the deadline there (:mod:`aiomas_ng.deadlines`): what happens later is not bound by it.
 - A timer set while a loop runs belongs to that loop.  If the loop is closed, the timer is dropped.
 
 Clocks are not safe for threads.
@@ -21,11 +22,12 @@ import heapq
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import arrow
 from arrow.arrow import Arrow
 
+from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng.util import get_loop
 
 __all__ = ["AsyncioClock", "BaseClock", "ExternalClock", "TimerHandle"]
@@ -40,6 +42,9 @@ class BaseClock:
     A clock of your own must define :meth:`time` and :meth:`utcnow`, and of the rest what its users need;
     everything else raises :exc:`NotImplementedError`.
     """
+
+    #: Whether it keeps real time, which every process has, and no simulated time of its own.
+    is_real: ClassVar[bool] = False
 
     def time(self) -> float:
         """Return the time in seconds; it never goes back, and its zero can be anywhere."""
@@ -235,7 +240,7 @@ class TimerHandle(_Timer):
         args: tuple[Any, ...],
     ) -> None:
         self._call: tuple[Callable[..., object], tuple[Any, ...]] | None = (func, args)
-        self._context = contextvars.copy_context()
+        self._context = get_context_without() or contextvars.copy_context()
         self._is_cancelled = False
         self._when = when
         super().__init__(loop, schedule, when)
@@ -339,6 +344,8 @@ class AsyncioClock(_TimerClock):
     Args:
         loop: The event loop; by default the one that runs when the clock is used.
     """
+
+    is_real: ClassVar[bool] = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(loop)

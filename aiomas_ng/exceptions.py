@@ -25,6 +25,7 @@
     │   │   └── SessionLostError     it broke, and could not be taken up again
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
+    │   └── DeadlineExceededError    the deadline around the call has passed
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
     ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
     ├── AddressError               + ValueError: an address or URL does not parse
@@ -64,6 +65,7 @@ __all__ = [
     "ClosedByUsError",
     "ConnectError",
     "ConnectionStalledError",
+    "DeadlineExceededError",
     "DeserializationError",
     "FrameTooLargeError",
     "MalformedFrameError",
@@ -293,6 +295,27 @@ class CallTimeoutError(AiomasError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.what} was not answered within {self.timeout} s"
+
+
+class DeadlineExceededError(CallTimeoutError):
+    """The deadline around a call has passed, see :mod:`aiomas_ng.deadlines`.
+
+    Args:
+        what: The call, in words.
+        timeout: How long there was when it was begun, in seconds of the clock whose time has come.
+        was_sent: ``False`` if it certainly did not leave this process; else the peer has been told to stop.
+    """
+
+    def __init__(self, what: str, timeout: float, was_sent: bool = True) -> None:
+        super().__init__(what, timeout)
+        self.was_sent = was_sent
+
+    def __str__(self) -> str:
+        if not self.was_sent:
+            return f"{self.what} was not sent: its deadline has passed"
+        if self.timeout <= 0:
+            return f"{self.what} has no time left: its deadline has passed"
+        return f"{self.what} did not end by its deadline, {self.timeout:g} s after it was begun"
 
 
 class OverloadError(AiomasError):

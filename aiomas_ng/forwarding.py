@@ -21,10 +21,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiomas_ng import error, linkformat
+from aiomas_ng._coap.deadlines import TooLate
 from aiomas_ng._coap.site import get_prefix
 from aiomas_ng._core.access import Rule, check_rule
 from aiomas_ng._core.addresses import parse_url
-from aiomas_ng.exceptions import AddressError, AiomasError, CallTimeoutError
+from aiomas_ng.exceptions import AddressError, AiomasError, CallTimeoutError, DeadlineExceededError
 from aiomas_ng.linkformat import Link, LinkFormat
 from aiomas_ng.message import Code, ContentFormat, Message
 from aiomas_ng.pipe import IterablePipe, Pipe
@@ -285,6 +286,8 @@ def _translate(failure: AiomasError) -> error.RenderableError:
     """Return what a requester is told when there was no response to pass on."""
     if isinstance(failure, error.RenderableError):
         return failure
+    if isinstance(failure, DeadlineExceededError):
+        return TooLate(str(failure))
     if isinstance(failure, CallTimeoutError):
         return error.GatewayTimeout(str(failure))
     return error.BadGateway(str(failure))

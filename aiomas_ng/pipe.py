@@ -41,6 +41,7 @@ from aiomas_ng._coap.events import Event as Event
 from aiomas_ng._coap.events import Event as EventType
 from aiomas_ng._coap.events import EventQueue
 from aiomas_ng._coap.events import Iterator as EventIterator
+from aiomas_ng._core.deadline import Deadline
 from aiomas_ng.error import PipeStateError
 from aiomas_ng.exceptions import AiomasError
 from aiomas_ng.message import Message
@@ -95,6 +96,7 @@ class Pipe:
         "_on_resume",
         "_state",
         "_was_abandoned",
+        "deadline",
         "log",
         "request",
         "rules",
@@ -103,6 +105,8 @@ class Pipe:
     def __init__(self, request: Message, log: Any = None) -> None:
         self.request = request
         self.rules: tuple[Any, ...] = ()  # those that have let in the requester
+        #: By when there has to be a last response, if it matters; set by who sends or takes the request.
+        self.deadline: Deadline | None = None
         self.log: logging.Logger | logging.LoggerAdapter[Any] = log or logger
         self._state = PipeState.PREPARING
         self._entries: list[_Entry] = []

@@ -41,12 +41,14 @@ from aiomas_ng import channel as channels
 from aiomas_ng import clocks, error, rpc, util
 from aiomas_ng._coap.admission import enter
 from aiomas_ng._coap.blockwise import RenderPipe, assemble, find_body
+from aiomas_ng._coap.deadlines import bind_outgoing
 from aiomas_ng._coap.observation import ClientObservation, ServerObservation
 from aiomas_ng._coap.remote import Remote
 from aiomas_ng._coap.requests import BaseRequest, BaseUnicastRequest, BlockwiseRequest, Reopener, Request
 from aiomas_ng._coap.states import States
 from aiomas_ng._coap.verbs import Verbs
 from aiomas_ng._core.addresses import PROTOCOLS, Address, parse_url
+from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.peer import Peers
@@ -441,7 +443,9 @@ class Context(Verbs):
 
         Cancelling the response takes back the request, and stops the work at the peer. The response fails
         with :exc:`~aiomas_ng.error.NetworkError` if there is no way to the peer, and with
-        :exc:`~aiomas_ng.error.RequestTimedOut` after the *timeout*.
+        :exc:`~aiomas_ng.error.RequestTimedOut` after the *timeout*, or with
+        :exc:`~aiomas_ng.exceptions.DeadlineExceededError` when a deadline around it passes
+        (:mod:`aiomas_ng.deadlines`); of an observation, that bounds the first response only.
         """
         if not isinstance(request_message, Message):
             raise TypeError(f"a request must be a Message but is {request_message!r}")
@@ -461,6 +465,7 @@ class Context(Verbs):
         """Send the request of *pipe*, after connecting if need be; what goes wrong goes into the pipe."""
         try:
             remote = self._find_remote(pipe.request)
+            bind_outgoing(pipe, self.loop)
         except Exception as failure:
             pipe.add_exception(failure)
             return
@@ -480,7 +485,7 @@ class Context(Verbs):
         coroutine: Coroutine[Any, Any, Any],
         on_failure: Callable[[BaseException], object] | None = None,
     ) -> asyncio.Task[Any]:
-        """Run *coroutine* in a task that ends with the context at the latest.
+        """Run *coroutine* in a task that ends with the context at the latest, and is bound by no deadline.
 
         Args:
             coroutine: What is to be run.
@@ -488,7 +493,7 @@ class Context(Verbs):
                 :exc:`~aiomas_ng.error.LibraryShutdown` if it is cancelled because the context is shut down.
                 By default an exception is left to asyncio, which logs it.
         """
-        task = self.loop.create_task(coroutine)
+        task = self.loop.create_task(coroutine, context=get_context_without())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if on_failure is not None:

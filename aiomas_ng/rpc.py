@@ -22,6 +22,7 @@ be handed on.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
@@ -30,19 +31,23 @@ from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
 from aiomas_ng._core.calls import SEQUENCES, explain_bad_call
 from aiomas_ng._core.codec_errors import short
+from aiomas_ng._core.deadline import CURRENT, Clock, Deadline, from_metadata, get_deadline
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
 from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
+from aiomas_ng._io.expiry import now_in
 from aiomas_ng._io.job import raise_
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng._io.proxy import CallOptions, Proxy, with_options
-from aiomas_ng._io.reply import Reply
+from aiomas_ng._io.reply import Reply, describe_call
 from aiomas_ng.channel import Channel, Server
+from aiomas_ng.clocks import BaseClock
 from aiomas_ng.exceptions import (
     AccessDeniedError,
     AddressError,
     ClosedByUsError,
+    DeadlineExceededError,
     DeserializationError,
     RoutingError,
     SerializationError,
@@ -72,12 +77,15 @@ OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
 SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "resumable", "ssl")
 
 
-async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) -> RpcClient:
+async def open_connection(
+    addr: Any, *, rpc_service: Any = None, clock: BaseClock | None = None, **kwds: Any
+) -> RpcClient:
     """Connect to *addr* and return the :class:`RpcClient`.
 
     Args:
         addr: As for :func:`aiomas_ng.channel.open_connection`; the port may be a numeric string.
         rpc_service: What we offer to the peer, so that it can call back.
+        clock: Simulated time for the deadlines of calls (:mod:`aiomas_ng.deadlines`).
         **kwds: Passed on to :func:`aiomas_ng.channel.open_connection`: ``codec``, ``extra_serializers``,
             ``timeout``, ``limits``, …
 
@@ -88,7 +96,7 @@ async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) ->
     _check_service(rpc_service, is_optional=True)
     channel = await channels.open_connection(addr, **kwds)
     target = as_address(addr)
-    client = RpcClient(channel, rpc_service)
+    client = RpcClient(channel, rpc_service, clock=clock)
     if isinstance(target, tuple):
         client.url = Address("tcp", target).url
     else:
@@ -100,7 +108,12 @@ async def open_connection(addr: Any, *, rpc_service: Any = None, **kwds: Any) ->
 
 
 async def start_server(
-    addr: Any, rpc_service: Any, client_connected_cb: Callable[[RpcClient], Any] | None = None, **kwds: Any
+    addr: Any,
+    rpc_service: Any,
+    client_connected_cb: Callable[[RpcClient], Any] | None = None,
+    *,
+    clock: BaseClock | None = None,
+    **kwds: Any,
 ) -> Server:
     """Listen on *addr* and offer *rpc_service* to every client.
 
@@ -109,6 +122,7 @@ async def start_server(
         rpc_service: The service.
         client_connected_cb: Called with the :class:`RpcClient` of every client; a function or coroutine
             function.
+        clock: As for :func:`open_connection`.
         **kwds: Passed on to :func:`aiomas_ng.channel.start_server`.
 
     Raises:
@@ -120,7 +134,7 @@ async def start_server(
     open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds and key != "ssl"}
 
     def connected(channel: Channel) -> Any:
-        client = RpcClient(channel, rpc_service)
+        client = RpcClient(channel, rpc_service, clock=clock)
         client._open_kwds = open_kwds
         return client_connected_cb(client) if client_connected_cb is not None else None
 
@@ -176,6 +190,7 @@ class RpcClient:
         rpc_service: What we offer to the peer, ``None`` for nothing.
         own_url: Base URL of our container, so that our services can be reached by third parties.
         peers: The servers that we know, for proxies that we get of third parties.
+        clock: Measures the deadlines of calls in simulated time; without one they have none here.
     """
 
     def __init__(
@@ -185,6 +200,7 @@ class RpcClient:
         *,
         own_url: str | None = None,
         peers: Peers | None = None,
+        clock: BaseClock | None = None,
     ) -> None:
         _check_service(rpc_service, is_optional=True)
         self.url: str | None = None  #: Base URL of the peer, if we have dialled it.
@@ -193,6 +209,8 @@ class RpcClient:
         self._principal = channel._principal
         self._own_url = own_url
         self._peers = peers
+        self._clock: Clock | None = clock if clock is not None and not clock.is_real else None
+        self._bound_by: Deadline | None = None  # what bounds the call that is just being begun
         self._has_own_peers = peers is None
         self._open_kwds: dict[str, Any] = {}
         self._reset_callback: Callable[[BaseException], Any] | None = None
@@ -269,7 +287,11 @@ class RpcClient:
         if options is None:
             return self._channel._request((path, args, kwargs), args, path, None, reply)
         if options.oneway:
-            self._channel.post((path, args, kwargs))
+            content: Any = (path, args, kwargs)
+            deadline = get_deadline()
+            if deadline is not None:
+                content = self._channel._add_deadline(content, deadline, path)
+            self._channel.post(content)
             if reply is not None:
                 reply.set_result(None)
             return None
@@ -283,7 +305,10 @@ class RpcClient:
         channel = self._channel
         token = CURRENT_PRINCIPAL.set(self._principal)
         try:
-            path, args, kwargs = content if len(content) == 3 else content[:3]
+            if len(content) != 3 or get_deadline() is not self._bound_by:
+                self._handle_apart(msg_id, content)
+                return
+            path, args, kwargs = content
             if type(args) not in SEQUENCES or type(kwargs) is not dict:
                 raise TypeError
             if self._router is None:
@@ -298,6 +323,32 @@ class RpcClient:
         finally:
             CURRENT_PRINCIPAL.reset(token)
         channel._settle(msg_id, result, path)
+
+    def _handle_apart(self, msg_id: int | str | None, content: Any) -> None:
+        """Run the function of a request that brings a deadline, or comes where another one is.
+
+        There should be none: but an event loop calls a transport's callbacks in the context in which somebody
+        has last resumed it, who may have been bound by one.
+
+        Raises:
+            DeserializationError: The content is malformed.
+            DeadlineExceededError: The deadline has passed.
+        """
+        deadline, loop = None, self._channel._loop
+        if len(content) != 3:
+            if type(content) not in SEQUENCES or len(content) != 4:
+                raise explain_bad_call(content, TypeError())
+            *content, metadata = content
+            deadline = from_metadata(metadata, self._clock, now_in(loop))
+            if deadline is not None and deadline.has_passed(now_in(loop)):
+                raise DeadlineExceededError(describe_call(short(content[0])), deadline.get_left(now_in(loop)))
+        before, self._bound_by = self._bound_by, deadline
+        try:
+            context = contextvars.copy_context()
+            context.run(CURRENT.set, deadline)
+            context.run(self._handle, msg_id, content)
+        finally:
+            self._bound_by = before
 
     def _call_failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
         """Answer with the *error* of a call that did not get as far as its first wait."""

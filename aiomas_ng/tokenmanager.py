@@ -23,6 +23,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from aiomas_ng._coap.deadlines import bind_incoming, is_too_late, make_exceeded, run_bound, with_options
 from aiomas_ng._coap.incoming import IncomingPipe
 from aiomas_ng._coap.remote import NO_RESPONSE_AT_ALL, Outgoing, Remote
 from aiomas_ng.error import LibraryShutdown, NetworkError, ServiceUnavailable
@@ -127,7 +128,7 @@ class TokenManager:
         while token in remote.outgoing:
             token = self.next_token()
         message.token = token
-        remote.send_request(message)
+        remote.send_request(with_options(message, request.deadline, self.context))
         if message.opt.no_response == NO_RESPONSE_AT_ALL:
             self._add_silence(request)  # nothing will come
             return
@@ -166,7 +167,10 @@ class TokenManager:
             is_last = not is_notification
         if is_last:
             del remote.outgoing[response.token]
-            pipe.add_response(response, is_last=True)
+            if pipe.deadline is not None and is_too_late(response):
+                pipe.add_exception(make_exceeded(pipe))
+            else:
+                pipe.add_response(response, is_last=True)
         elif is_notification:
             pipe.add_response(response)
         else:
@@ -216,7 +220,9 @@ class TokenManager:
             request.opt.observe = None  # as RFC 7641 (4.1) has it, the state is sent, and not observed
         pipe = IncomingPipe(request, self, self.log)
         incoming[token] = pipe
-        self.context.render_to_pipe(pipe)
+        bind_incoming(pipe, self.context)
+        if not pipe.is_ended:
+            run_bound(pipe.deadline, self.context.render_to_pipe, pipe)
 
     def _has_room_to_observe(self, remote: Remote) -> bool:
         limit = self.context.limits.observations

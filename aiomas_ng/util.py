@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import arrow
 
+from aiomas_ng._core.deadline import get_context_without
+
 __all__ = [
     "WILDCARD_HOSTS",
     "SSLCerts",
@@ -112,7 +114,8 @@ def create_task(
     """Run a coroutine in the background, without waiting for it.
 
     The task is kept until it is done.  An exception in it goes to the exception handler of the loop as soon
-    as the task is done, which by default logs it with its traceback.
+    as the task is done, which by default logs it with its traceback.  No deadline around this call bounds it
+    (:mod:`aiomas_ng.deadlines`).
 
     Args:
         coro: The coroutine.
@@ -122,7 +125,7 @@ def create_task(
     Returns:
         The task; it may be awaited and cancelled.
     """
-    task = (loop or get_loop()).create_task(coro)
+    task = (loop or get_loop()).create_task(coro, context=get_context_without())
     _background_tasks.add(task)
 
     def report(task: asyncio.Task[T]) -> None:

@@ -16,7 +16,9 @@ import asyncio
 import collections
 from typing import TYPE_CHECKING, Any
 
+from aiomas_ng._coap.deadlines import lift
 from aiomas_ng._coap.remote import Remote, is_suppressed
+from aiomas_ng._io.expiry import Expiry
 from aiomas_ng.error import RenderableError
 from aiomas_ng.exceptions import OverloadError
 from aiomas_ng.message import Message
@@ -37,7 +39,7 @@ class IncomingPipe(Pipe):
         log: As for :class:`~aiomas_ng.pipe.Pipe`.
     """
 
-    __slots__ = ("_credit", "_held", "_last", "_latest", "_manager", "remote")
+    __slots__ = ("_credit", "_held", "_last", "_latest", "_manager", "expiry", "remote")
 
     def __init__(self, request: Message, manager: TokenManager, log: Any) -> None:
         super().__init__(request, log)
@@ -47,6 +49,7 @@ class IncomingPipe(Pipe):
         self._latest: Message | None = None  # the notification that is sent when the peer reads again
         self._held: collections.deque[Message] | None = None  # what is sent when there is credit
         self._last: Message | None = None  # what is sent behind these
+        self.expiry: Expiry | None = None  # what ends it when its deadline passes
         self.on_event(self._take)
 
     @property
@@ -108,6 +111,8 @@ class IncomingPipe(Pipe):
         elif is_suppressed(self.request, response):
             pass
         elif self._is_notification(response):
+            if self.deadline is not None:
+                lift(self)
             if self.remote.is_paused:
                 self._latest = response
                 self.remote.waiting[self] = None
@@ -139,4 +144,6 @@ class IncomingPipe(Pipe):
 
     def _end(self, *, was_abandoned: bool = False) -> None:
         super()._end(was_abandoned=was_abandoned)
+        if self.expiry is not None:
+            self.expiry.cancel()
         self.remote.waiting.pop(self, None)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aiomas_ng._coap.admission import get_principal
 from aiomas_ng._coap.observation import ServerObservation
+from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng.message import Code, Message
 from aiomas_ng.pipe import Pipe, render_exception
@@ -166,7 +167,9 @@ class ObserverGroup:
     def wake(self) -> None:
         """See to it that those who have not got the latest state do."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._notify())
+            # It is for all of them, so it is not bound by what bounds the one who has woken it.
+            context = get_context_without()
+            self._task = asyncio.get_running_loop().create_task(self._notify(), context=context)
             self.owner.keep(self._task)
 
     def lacks_state(self, observer: Observer) -> bool:

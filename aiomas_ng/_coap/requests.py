@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._coap.bodies import Bodies, has_more
 from aiomas_ng._coap.observation import ClientObservation
+from aiomas_ng._core.deadline import get_deadline
 from aiomas_ng._core.freshness import Freshness
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
+from aiomas_ng._io.expiry import Expiry, outside_deadlines, run_under
 from aiomas_ng.error import (
     BadGateway,
     GatewayTimeout,
@@ -31,7 +33,7 @@ from aiomas_ng.error import (
     ResourceChanged,
     ResponseWrappingError,
 )
-from aiomas_ng.exceptions import CallTimeoutError, ProtocolError
+from aiomas_ng.exceptions import CallTimeoutError, DeadlineExceededError, ProtocolError
 from aiomas_ng.message import Code, Message
 from aiomas_ng.pipe import Event, Pipe
 
@@ -132,6 +134,11 @@ class Request(BaseUnicastRequest):
             self.observation.on_cancel(self._release)
         if timeout is not None:
             self._timer = loop.call_later(timeout, self._expire, timeout)
+        self._deadline = get_deadline()
+        if self._deadline is not None:
+            self._expiry: Expiry | None = Expiry(self._deadline, loop, self._exceed)
+        else:
+            self._expiry = None
         self.response.add_done_callback(self._response_done)
         self.attach(pipe)
 
@@ -168,8 +175,11 @@ class Request(BaseUnicastRequest):
             self.response.cancel()
 
     def _response_done(self, response: asyncio.Future[Message]) -> None:
+        self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         if response.cancelled() or (self.observation is not None and response.exception() is not None):
             self._release()
             if self.observation is not None and not self.observation.cancelled:
@@ -179,6 +189,12 @@ class Request(BaseUnicastRequest):
         if not self.response.done():
             self.log.info("%r was not answered within %s s", self.request, timeout)
             self._fail(RequestTimedOut(repr(self.request), timeout))
+            self._release()
+
+    def _exceed(self, seconds: float) -> None:
+        if not self.response.done():
+            self.log.info("%r was not answered by its deadline", self.request)
+            self._fail(DeadlineExceededError(repr(self.request), seconds, was_sent=seconds > 0))
             self._release()
 
     def _fail(self, exception: BaseException) -> None:
@@ -377,7 +393,8 @@ class BlockwiseRequest(Request):
 
     async def _run(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         try:
-            await function(*args)
+            with run_under(self._deadline):
+                await function(*args)
         finally:
             if self._worker is asyncio.current_task():
                 self._worker = None
@@ -464,7 +481,8 @@ class BlockwiseRequest(Request):
         except ResourceChanged:
             if not self._is_established:
                 raise  # else the next notification will be the response
-        await self._fetch_notifications()
+        with outside_deadlines():
+            await self._fetch_notifications()
 
     def _take_notification(self, response: Message) -> None:
         if self._worker is None and not has_more(response):

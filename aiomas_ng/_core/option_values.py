@@ -132,6 +132,9 @@ class OptionNumber(enum.IntEnum):
     ECHO = 252  # RFC 9175
     NO_RESPONSE = 258  # RFC 7967
     REQUEST_TAG = 292  # RFC 9175
+    # Ours, of the range for experiments: elective, safe to forward, and no matter to a cache.
+    DEADLINE = 65020
+    SIMULATED_DEADLINE = 65052
 
     @property
     def is_critical(self) -> bool:
@@ -228,6 +231,8 @@ DEFINITIONS: Final[dict[int, Definition]] = {
         Definition(_N.ECHO, Format.OPAQUE, 1, 40),
         Definition(_N.NO_RESPONSE, Format.UINT, 0, 1),
         Definition(_N.REQUEST_TAG, Format.OPAQUE, 0, 8, is_repeatable=True),
+        Definition(_N.DEADLINE, Format.UINT, 0, 7),
+        Definition(_N.SIMULATED_DEADLINE, Format.UINT, 0, 7),
     )
 }
 

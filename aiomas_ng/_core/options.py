@@ -214,6 +214,13 @@ class Options:
         _N.NO_RESPONSE, int, "Classes of responses that are not wanted, as bits (RFC 7967)."
     )
     request_tag = _repeated(_N.REQUEST_TAG, bytes, "What tells concurrent transfers apart (RFC 9175).")
+    deadline = _single(
+        _N.DEADLINE,
+        int,
+        "Microseconds that are left for a request.  Set where it leaves and removed where it arrives, see "
+        ":mod:`aiomas_ng.deadlines`.",
+    )
+    simulated_deadline = _single(_N.SIMULATED_DEADLINE, int, "The same in microseconds of simulated time.")
 
     def __setattr__(self, name: str, value: Any) -> None:
         setter = _SETTERS.get(name)

@@ -324,6 +324,15 @@ class Answerer(Connection):
         job.start()
         return job
 
+    def _give_up(self, job: Job, error: BaseException) -> None:
+        """Answer with *error* although the *job* has not ended."""
+        msg_id = job.msg_id
+        if msg_id is None:
+            logger.warning("a one-way call from %s was given up: %s", self._protocol._peername(), error)
+        elif self._exchange.jobs.get(msg_id) is job:
+            self._exchange.end(msg_id)
+            self._answer_error(msg_id, error)
+
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Take the outcome of a :class:`Job`."""
         self._running.discard(job)

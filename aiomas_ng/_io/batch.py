@@ -25,6 +25,7 @@ from aiomas_ng._io.proxy import CallOptions, Proxy
 from aiomas_ng._io.reply import Reply
 from aiomas_ng.exceptions import (
     ChannelClosedError,
+    DeadlineExceededError,
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
@@ -66,8 +67,8 @@ async def batch(
         TypeError: One of *calls* is something else.
         SerializationError: Arguments cannot be encoded; then calls of this batch may have been sent already.
         RemoteException: A call has failed at the peer.
-        ChannelClosedError, CallTimeoutError, FrameTooLargeError, OverloadError: As for single calls, for some
-            of the calls together.
+        ChannelClosedError, CallTimeoutError, DeadlineExceededError, FrameTooLargeError, OverloadError: As for
+            single calls, for some of the calls together.
 
     Cancelling it gives up the calls, as far as they have not ended.
     """
@@ -128,7 +129,7 @@ class _Part:
             self._replies = replies = []
             for path, args, kwargs in self.calls:
                 replies.append(self.link.call(path, args, kwargs, options))
-        except (ChannelClosedError, OverloadError) as error:
+        except (ChannelClosedError, OverloadError, DeadlineExceededError) as error:
             self._error = error
 
     async def collect(self, results: list[Any], errors: dict[int, Exception]) -> None:
@@ -363,6 +364,9 @@ class _Rest:
         try:
             outcomes = await asyncio.gather(*self._tasks)
         finally:
+            for task, (_, awaitable) in zip(self._tasks, self._waiting, strict=True):
+                if task.done():  # it may have been cancelled before its first step
+                    dispose(awaitable)
             self._end()
         for (index, _), (result, error) in zip(self._waiting, outcomes, strict=True):
             if error is not None:

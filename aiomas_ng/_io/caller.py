@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
+from aiomas_ng._core.deadline import Deadline, get_deadline, to_metadata
 from aiomas_ng._core.frames import MESSAGE, REQUEST
 from aiomas_ng._io.connection import Connection, logger
-from aiomas_ng._io.reply import Reply, ReplyStream, StreamState
+from aiomas_ng._io.expiry import check_deadline, now_in
+from aiomas_ng._io.reply import Reply, ReplyStream, StreamState, as_exceeded, describe_call
 from aiomas_ng.codecs import BINARY, is_large
-from aiomas_ng.exceptions import AiomasError, MalformedFrameError, OverloadError, ProtocolError
+from aiomas_ng.exceptions import (
+    AiomasError,
+    MalformedFrameError,
+    OverloadError,
+    ProtocolError,
+)
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Lane
@@ -22,6 +29,9 @@ __all__ = ["Caller"]
 
 #: How a peer calls the error of a frame that is above its limit.
 TOO_LARGE: Final = "aiomas_ng.FrameTooLargeError"
+
+#: And that of a call whose deadline has passed there.
+TOO_LATE: Final = "aiomas_ng.DeadlineExceededError"
 
 
 class Caller(Connection):
@@ -49,12 +59,14 @@ class Caller(Connection):
             FrameTooLargeError: It is too large.
             OverloadError: Too many requests or bytes wait already.
             ChannelClosedError: The connection has ended.
+            DeadlineExceededError: A deadline around the call has passed.
 
         The reply fails with :exc:`~aiomas_ng.exceptions.RemoteException` if the peer raised, with
         :exc:`~aiomas_ng.exceptions.ChannelClosedError` if the connection ended first, with
-        :exc:`~aiomas_ng.exceptions.CallTimeoutError` after *timeout*.
+        :exc:`~aiomas_ng.exceptions.CallTimeoutError` after *timeout*, or when a deadline around the call
+        passes (:mod:`aiomas_ng.deadlines`).
         """
-        return self._request(content, (content,), path, timeout, None)
+        return self._request(content, (content,), path, timeout, None, is_rpc=False)
 
     def _request(
         self,
@@ -63,6 +75,8 @@ class Caller(Connection):
         path: str | None,
         timeout: float | None = None,
         reply: Reply | None = None,
+        *,
+        is_rpc: bool = True,
     ) -> Reply:
         """Send a request.
 
@@ -72,6 +86,7 @@ class Caller(Connection):
             path: Name of what is called.
             timeout: Seconds.
             reply: A reply that was made before there was a connection, to be used and returned.
+            is_rpc: Whether *content* is that of a remote procedure call, which takes its deadline along.
         """
         if self._error is not None:
             self._raise_closed()
@@ -80,6 +95,9 @@ class Caller(Connection):
         protocol = self._protocol
         if protocol.is_paused:
             self._check_backlog()
+        deadline = get_deadline()
+        if deadline is not None:
+            content = self._add_deadline(content, deadline, path, is_rpc)
         if reply is None:
             reply = Reply(loop=self._loop)
             reply.path = path
@@ -100,11 +118,23 @@ class Caller(Connection):
         except BaseException:
             exchange.withdraw(msg_id)
             raise
-        if timeout is not None:
-            reply.expire_after(timeout)
+        if timeout is not None or deadline is not None:
+            reply.expire(timeout, deadline)
         if not self._is_reading:
             self._start_reading()
         return reply
+
+    def _add_deadline(self, content: Any, deadline: Deadline, path: str | None, is_rpc: bool = True) -> Any:
+        """Return *content* with what the peer has to know about *deadline*.
+
+        Raises:
+            DeadlineExceededError: It has passed.
+        """
+        check_deadline(deadline, self._loop, describe_call(path))
+        if not is_rpc or not self._exchange.is_peer_ours:
+            return content
+        metadata = to_metadata(deadline, now_in(self._loop))
+        return (*content, metadata) if metadata else content
 
     def post(self, content: Any, *, lane: int = frames.LANE_RPC, gather: bool = True) -> None:
         """Send the one-way message *content*: it is not answered.
@@ -159,13 +189,19 @@ class Caller(Connection):
             if self._lane is not None and error.type_name == TOO_LARGE:
                 self._lane.lose(error)
             return
-        self._fail_call(self._exchange.settle(msg_id), error)
+        call = self._exchange.settle(msg_id)
+        if call is not None and error.type_name == TOO_LATE:
+            self._fail_call(call, as_exceeded(call, error))  # the peer's clock was ahead of ours
+        else:
+            self._fail_call(call, error)
 
     def _take_stream_frame(self, msg_type: int, msg_id: Any, content: Any) -> None:
         call = self._exchange.find(msg_id)
         if msg_type == frames.STREAM and isinstance(call, Reply):
             state = StreamState(self, msg_id, self._limits.stream_window, call.path)
             self._exchange.calls[msg_id] = state
+            if call.expiry is not None:
+                state.expire_at(call.expiry.deadline)
             self._grant(msg_id, self._limits.stream_window)
             if not call.done():
                 call.set_result(ReplyStream(state))

@@ -12,6 +12,7 @@ from aiomas_ng import codecs
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._core.identity import Identity
+from aiomas_ng._io.expiry import outside_deadlines
 from aiomas_ng._io.job import CURRENT_JOB, Job
 from aiomas_ng._io.principal import Principal, identify
 from aiomas_ng._io.reply import Reply, StreamState
@@ -141,7 +142,8 @@ class Connection:
     def _start_reading(self) -> None:
         if not self._is_reading and self._error is None:
             self._is_reading = True
-            self._transport.resume_reading()
+            with outside_deadlines():  # whose context is that of all that is read from now on
+                self._transport.resume_reading()
             self._check_stall()
 
     def _stop_reading(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
+from aiomas_ng._io.expiry import bounded, outside_deadlines
 from aiomas_ng.exceptions import (
     AddressError,
     AddressInUseError,
@@ -84,6 +85,18 @@ async def dial(
 ) -> T:
     """Connect to *addr*; see :func:`aiomas_ng.channel.open_connection` for *timeout*."""
     target = as_address(addr)
+    async with bounded(loop, f"the connection to {addr}"):
+        return await _dial(addr, target, factory, timeout, loop, kwds)
+
+
+async def _dial(
+    addr: Any,
+    target: tuple[str, int] | str | local_queue.LocalQueue,
+    factory: Callable[[], T],
+    timeout: float | None,
+    loop: asyncio.AbstractEventLoop,
+    kwds: dict[str, Any],
+) -> T:
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
     while True:
@@ -117,7 +130,8 @@ async def _connect(
     else:
         connecting = loop.create_connection(factory, *target, **kwds)
     try:
-        _, protocol = await connecting
+        with outside_deadlines():  # the transport keeps its context for as long as it lives
+            _, protocol = await connecting
     except ConnectError:
         raise
     except FileNotFoundError as error:
@@ -180,7 +194,8 @@ class Server:
         """
         if self._closed.done():
             raise RuntimeError(f"{self!r} is closed")
-        await self._server.start_serving()
+        with outside_deadlines():
+            await self._server.start_serving()
 
     def close(self) -> None:
         """Stop listening; safe to be called twice."""
@@ -245,21 +260,9 @@ async def listen(
     def make_protocol() -> ChannelProtocol:
         return factory(connections)
 
-    server: asyncio.AbstractServer
-    socket_file = None
     try:
-        if isinstance(target, local_queue.LocalQueue):
-            kwds.pop("start_serving", None)  # nothing is accepted before the caller lets the loop run
-            server = await local_queue.create_server(make_protocol, target, **kwds)
-            address = Address("local", target.queue_id)
-        elif isinstance(target, str):
-            _claim_path(target)
-            server = await loop.create_unix_server(make_protocol, target, **kwds)
-            socket_file = (target, os.stat(target).st_ino)
-            address = Address("ipc", target)
-        else:
-            server, port = await _listen_tcp(make_protocol, target, loop, kwds)
-            address = Address("tcp", (target[0], port))
+        with outside_deadlines():  # what is accepted has the context that the server was made in
+            server, address, socket_file = await _listen(target, make_protocol, loop, kwds)
     except AddressInUseError:
         raise
     except OSError as error:
@@ -269,6 +272,26 @@ async def listen(
     result = Server(server, address, socket_file)
     result._connections = connections
     return result
+
+
+async def _listen(
+    target: tuple[str, int] | str | local_queue.LocalQueue,
+    factory: ProtocolFactory,
+    loop: asyncio.AbstractEventLoop,
+    kwds: dict[str, Any],
+) -> tuple[asyncio.AbstractServer, Address, tuple[str, int] | None]:
+    """Return a server, its address, and the path and inode of its socket if it has them."""
+    server: asyncio.AbstractServer
+    if isinstance(target, local_queue.LocalQueue):
+        kwds.pop("start_serving", None)  # nothing is accepted before the caller lets the loop run
+        server = await local_queue.create_server(factory, target, **kwds)
+        return server, Address("local", target.queue_id), None
+    if isinstance(target, str):
+        _claim_path(target)
+        server = await loop.create_unix_server(factory, target, **kwds)
+        return server, Address("ipc", target), (target, os.stat(target).st_ino)
+    server, port = await _listen_tcp(factory, target, loop, kwds)
+    return server, Address("tcp", (target[0], port)), None
 
 
 async def _listen_tcp(

@@ -9,8 +9,10 @@ import types
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from aiomas_ng._core.deadline import get_deadline
+from aiomas_ng._io.expiry import Expiry
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL
-from aiomas_ng.exceptions import AccessDeniedError, StreamError
+from aiomas_ng.exceptions import AccessDeniedError, DeadlineExceededError, StreamError
 
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
@@ -86,6 +88,15 @@ class Job:
     def start(self) -> None:
         """Begin the work in a task."""
         self.task = self._channel._loop.create_task(self._run())
+        deadline = get_deadline()
+        if deadline is not None:
+            expiry = Expiry(deadline, self._channel._loop, self._exceed)
+            self.task.add_done_callback(lambda _: expiry.cancel())
+
+    def _exceed(self, seconds: float) -> None:
+        """Stop the work, because its deadline has passed; the caller knows by itself, or hears of it."""
+        self._channel._give_up(self, DeadlineExceededError("the work on a call", seconds))
+        self.cancel()
 
     def cancel(self) -> None:
         """Stop the work; once, so that what the handler does to end in order is not cancelled as well."""

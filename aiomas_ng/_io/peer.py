@@ -11,9 +11,11 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from aiomas_ng._core.deadline import Deadline, get_context_without, get_deadline
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
-from aiomas_ng._io.reply import Reply
-from aiomas_ng.exceptions import ClosedByUsError, ConnectError, OverloadError
+from aiomas_ng._io.expiry import bounded, check_deadline, run_under
+from aiomas_ng._io.reply import Reply, describe_call
+from aiomas_ng.exceptions import ClosedByUsError, ConnectError, DeadlineExceededError, OverloadError
 
 if TYPE_CHECKING:
     from aiomas_ng._core.addresses import Address
@@ -49,7 +51,7 @@ class Peer:
         self._lock = asyncio.Lock()
         # Calls made while there is no connection, in their order; they leave as soon as there is one.
         self._waiting: collections.deque[
-            tuple[Reply, str, tuple[Any, ...], dict[str, Any], CallOptions | None]
+            tuple[Reply, str, tuple[Any, ...], dict[str, Any], CallOptions | None, Deadline | None]
         ]
         self._waiting = collections.deque()
         self._task: asyncio.Task[None] | None = None
@@ -84,10 +86,15 @@ class Peer:
         Raises:
             ConnectError: Nobody answers at the address.
             ClosedByUsError: The table of peers was closed.
+            DeadlineExceededError: A deadline around it has passed.
         """
         client = self.client
         if client is not None:
             return client
+        async with bounded(self._peers.loop, f"the connection to {self.url}"):
+            return await self._try_to_connect(timeout)
+
+    async def _try_to_connect(self, timeout: float | None) -> RpcClient:
         failure = ConnectError(self.url.rstrip("/"), f"no answer within {timeout} s")
         pause = FIRST_PAUSE
         try:
@@ -127,6 +134,7 @@ class Peer:
         Raises:
             OverloadError: Too many calls wait for the connection already.
             ClosedByUsError: The table of peers was closed.
+            DeadlineExceededError: A deadline around the call has passed.
         """
         client = self._client
         if client is not None and not self._waiting and client._channel._error is None:
@@ -147,10 +155,18 @@ class Peer:
         reply._channel = None
         if options is not None and options.timeout is not None:
             reply.expire_after(options.timeout)
+        deadline = get_deadline()
+        if deadline is not None:
+            check_deadline(deadline, self._peers.loop, describe_call(path))
+            reply.expire_at(deadline)
+            if options is not None and options.oneway:
+                reply.add_done_callback(_log_outcome)
         # Only a connection can encode them, but the caller may change them afterwards, as with any call.
-        self._waiting.append((reply, path, _snapshot(args), _snapshot(kwargs), options))
+        self._waiting.append((reply, path, _snapshot(args), _snapshot(kwargs), options, deadline))
         if self._task is None:
-            self._task = self._peers.loop.create_task(self._connect_and_call())
+            # It is for all that wait, so it is not bound by what bounds the first one.
+            connecting = self._connect_and_call()
+            self._task = self._peers.loop.create_task(connecting, context=get_context_without())
         return None if options is not None and options.oneway else reply
 
     async def _connect_and_call(self) -> None:
@@ -158,10 +174,11 @@ class Peer:
         try:
             client = await self.connect()
             while self._waiting:
-                reply, path, args, kwargs, options = self._waiting.popleft()
+                reply, path, args, kwargs, options, deadline = self._waiting.popleft()
                 if not reply.done():
                     try:
-                        client.call(path, args, kwargs, options, reply)
+                        with run_under(deadline):
+                            client.call(path, args, kwargs, options, reply)
                     except Exception as failure:
                         _fail(reply, options, failure)
         except Exception as failure:
@@ -169,7 +186,7 @@ class Peer:
         finally:
             self._task = None
             while self._waiting:
-                reply, _, _, _, options = self._waiting.popleft()
+                reply, _, _, _, options, _ = self._waiting.popleft()
                 if not reply.done():
                     _fail(reply, options, error)
 
@@ -180,6 +197,13 @@ def _fail(reply: Reply, options: CallOptions | None, error: BaseException) -> No
     if options is not None and options.oneway:
         reply.exception()
         logger.warning("the one-way call of %r was not sent: %s", reply.path, error)
+
+
+def _log_outcome(reply: asyncio.Future[Any]) -> None:
+    """Tell the log of a one-way call whose deadline has passed before it could be sent."""
+    error = None if reply.cancelled() else reply.exception()
+    if isinstance(error, DeadlineExceededError):
+        logger.warning("a one-way call was given up: %s", error)
 
 
 def _snapshot(value: Any) -> Any:

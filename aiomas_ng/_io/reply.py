@@ -7,12 +7,20 @@ import collections
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from aiomas_ng.exceptions import CallTimeoutError, ProtocolError, StreamError
+from aiomas_ng._io.expiry import Expiry
+from aiomas_ng.exceptions import (
+    CallTimeoutError,
+    DeadlineExceededError,
+    ProtocolError,
+    RemoteException,
+    StreamError,
+)
 
 if TYPE_CHECKING:
+    from aiomas_ng._core.deadline import Deadline
     from aiomas_ng._io.caller import Caller
 
-__all__ = ["Reply", "ReplyStream", "StreamState"]
+__all__ = ["Reply", "ReplyStream", "StreamState", "as_exceeded", "describe_call"]
 
 
 class Reply(asyncio.Future[Any]):
@@ -26,12 +34,13 @@ class Reply(asyncio.Future[Any]):
     on each call was measured at 1.2 µs.
     """
 
-    __slots__ = ("_channel", "_msg_id", "_timer", "path")
+    __slots__ = ("_channel", "_expiry", "_msg_id", "_timer", "path")
 
     # No __init__: it would cost as much as all the rest of making one.  Who makes it sets these.
     _channel: Caller | None  #: ``None`` until the request is sent.
     _msg_id: int
     _timer: asyncio.TimerHandle | None
+    _expiry: Expiry  #: Not set where there is no deadline.
     #: The called path, ``None`` where the request is no RPC.
     path: str | None
 
@@ -43,6 +52,13 @@ class Reply(asyncio.Future[Any]):
             self._channel._abandon(self._msg_id)
         return True
 
+    def expire(self, timeout: float | None, deadline: Deadline | None) -> None:
+        """Fail after *timeout* seconds, and when *deadline* passes, as far as they are there."""
+        if timeout is not None:
+            self.expire_after(timeout)
+        if deadline is not None:
+            self.expire_at(deadline)
+
     def expire_after(self, timeout: float) -> None:
         """Fail with :exc:`~aiomas_ng.exceptions.CallTimeoutError` unless there is a reply within *timeout*
         seconds."""
@@ -51,9 +67,27 @@ class Reply(asyncio.Future[Any]):
             self.add_done_callback(_stop_timer)
 
     def _expire(self, timeout: float) -> None:
+        self._give_up(CallTimeoutError(describe_call(self.path), timeout))
+
+    @property
+    def expiry(self) -> Expiry | None:
+        """What ends it when its deadline passes, if it has one."""
+        return getattr(self, "_expiry", None)
+
+    def expire_at(self, deadline: Deadline) -> None:
+        """Fail with :exc:`~aiomas_ng.exceptions.DeadlineExceededError` unless there is a reply by *deadline*;
+        a stream has to end by then."""
+        if not self.done() and self.expiry is None:
+            self._expiry = Expiry(deadline, self._loop, self._exceed)
+            self.add_done_callback(_stop_expiry)
+
+    def _exceed(self, seconds: float) -> None:
+        was_sent = self._channel is not None
+        self._give_up(DeadlineExceededError(describe_call(self.path), seconds, was_sent))
+
+    def _give_up(self, error: CallTimeoutError) -> None:
         if not self.done():
-            what = f"the call of {self.path!r}" if self.path else "the request"
-            self.set_exception(CallTimeoutError(what, timeout))
+            self.set_exception(error)
             if self._channel is not None:
                 self._channel._abandon(self._msg_id)
 
@@ -66,6 +100,26 @@ class Reply(asyncio.Future[Any]):
             result = self.result()
             if isinstance(result, ReplyStream):
                 result.cancel()
+
+
+def as_exceeded(call: Reply | StreamState, error: RemoteException) -> Exception:
+    """Return what the caller gets if the peer was the first to notice that the deadline of *call* has passed;
+    the *error* itself if it has none."""
+    if call.expiry is None:
+        return error
+    exceeded = DeadlineExceededError(describe_call(call.path), call.expiry.seconds)
+    exceeded.__cause__ = error
+    return exceeded
+
+
+def describe_call(path: str | None) -> str:
+    """Return the call of *path* in words."""
+    return f"the call of {path!r}" if path else "the request"
+
+
+def _stop_expiry(reply: asyncio.Future[Any]) -> None:
+    assert isinstance(reply, Reply)
+    reply._expiry.cancel()
 
 
 def _stop_timer(reply: asyncio.Future[Any]) -> None:
@@ -128,6 +182,7 @@ class StreamState:
         "_waiter",
         "_window",
         "error",
+        "expiry",
         "is_ended",
         "path",
     )
@@ -140,6 +195,7 @@ class StreamState:
         self._waiter: asyncio.Future[None] | None = None
         self._taken = 0  # items taken since credit was granted last
         self._credit = window
+        self.expiry: Expiry | None = None
         self.is_ended = False
         self.error: BaseException | None = None
         self.path = path
@@ -158,6 +214,8 @@ class StreamState:
 
     def end(self, error: BaseException | None = None) -> None:
         """No more items come; *error* is raised after those that have."""
+        if self.expiry is not None:
+            self.expiry.cancel()
         self.is_ended = True
         self.error = error
         self._wake()
@@ -168,6 +226,16 @@ class StreamState:
             self._channel._abandon(self._msg_id)
             self.end()
         self._items.clear()
+
+    def expire_at(self, deadline: Deadline) -> None:
+        """Give up unless the stream ends by *deadline*: what has arrived can be read still, and then there is
+        :exc:`~aiomas_ng.exceptions.DeadlineExceededError`."""
+        self.expiry = Expiry(deadline, self._channel._loop, self._exceed)
+
+    def _exceed(self, seconds: float) -> None:
+        if not self.is_ended:
+            self._channel._abandon(self._msg_id)
+            self.end(DeadlineExceededError(describe_call(self.path), seconds))
 
     async def get(self) -> Any:
         """Return the next item; raise ``StopAsyncIteration`` after the last one."""

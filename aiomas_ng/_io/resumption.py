@@ -14,6 +14,7 @@ The rules are those of :mod:`aiomas_ng._core.session`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 import socket
@@ -215,7 +216,8 @@ class Resumption:
         logger.info("%s: %s; it may be taken up again", protocol._peername(), reason)
         channel._interrupted()
         if session.is_dialler:
-            self.task = loop.create_task(self._dial())
+            # In a context of its own: no deadline of who happened to connect first holds for it.
+            self.task = loop.create_task(self._dial(), context=contextvars.Context())
         else:
             assert self._sessions is not None
             self._expiry = loop.call_later(session.grace, self._expire, session.grace)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 from msgpack import unpackb
 
+from aiomas_ng._core.deadline import get_deadline
 from aiomas_ng._core.frames import REQUEST
 from aiomas_ng._io.answerer import PLAIN_TYPES
 from aiomas_ng._io.job import is_awaitable, is_stream
@@ -118,6 +119,7 @@ class Shortcut:
         if (
             self._lone is not None
             or options is not None
+            or get_deadline() is not None  # which has to travel along
             # In a turn in which something took the long way, all that follows does.
             or not (self._is_clear or (not self._is_turn_due and self._check_clear()))
             or len(self._exchange.calls) >= self._exchange.max_calls

@@ -21,7 +21,8 @@ from tests.made_messages import ATTRIBUTES, REPEATED, by_name, junk, unknown_num
 HUGE = 2**20_000
 
 # Number, is critical, is unsafe, is no cache key, is repeatable, format, shortest, longest value: the tables
-# of RFC 7252 (5.10), 7641 (2), 7959 (2.1, 4), 8613 (2), 8768 (3), 7967 (2), 9175 (2.2.1, 3.2.1).
+# of RFC 7252 (5.10), 7641 (2), 7959 (2.1, 4), 8613 (2), 8768 (3), 7967 (2), 9175 (2.2.1, 3.2.1). The last two
+# are ours.
 TABLE = """
 If-Match        1   x - - x opaque 0 8
 Uri-Host        3   x x - - string 1 255
@@ -47,6 +48,8 @@ Size1           60  - - x - uint   0 4
 Echo            252 - - x - opaque 1 40
 No-Response     258 - x - - uint   0 1
 Request-Tag     292 - - - x opaque 0 8
+Deadline        65020 - - x - uint 0 7
+Simulated-Deadline 65052 - - x - uint 0 7
 """
 
 
