@@ -40,6 +40,7 @@ from aiomas_ng.exceptions import (
     RemoteLookupError,
 )
 from aiomas_ng.forwarding import Forwarder
+from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 from aiomas_ng.pipe import CURRENT_DRIVER
 from aiomas_ng.protocol import Context
 from aiomas_ng.util import WILDCARD_HOSTS, SSLCerts
@@ -109,6 +110,7 @@ class Container:
         as_coro: Literal[False] = False,
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Self: ...
     @overload
     @classmethod
@@ -123,6 +125,7 @@ class Container:
         as_coro: Literal[True],
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -136,6 +139,7 @@ class Container:
         as_coro: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -156,6 +160,8 @@ class Container:
                 container is there.
             loop: The event loop; by default the running or current one, or a new one.
             limits: Bounds of each connection.
+            liveness: When and how patiently the peer of a connection is asked whether it is there; ``None``
+                for never.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -165,7 +171,7 @@ class Container:
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits)
+        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, liveness)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -177,12 +183,14 @@ class Container:
         extra_serializers: Any,
         ssl: Any,
         limits: Limits,
+        liveness: Liveness | None,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
             "codec": codec or channel.DEFAULT_CODEC,
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
             "limits": limits,
+            "liveness": liveness,
         }
         container: Self
 

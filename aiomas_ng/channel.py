@@ -32,6 +32,7 @@ from aiomas_ng._io.bulk import BulkReader
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
+from aiomas_ng._io.heartbeat import Heartbeat, begin_heartbeat
 from aiomas_ng._io.job import is_awaitable
 from aiomas_ng._io.reply import Reply, ReplyStream
 from aiomas_ng._io.writer import FrameWriter
@@ -43,8 +44,10 @@ from aiomas_ng.exceptions import (
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
+    PeerUnresponsiveError,
     ProtocolError,
 )
+from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 
 __all__ = [
     "DEFAULT_CODEC",
@@ -81,6 +84,7 @@ async def open_connection(
     extra_serializers: Serializers = (),
     timeout: float | None = 0,
     limits: Limits = DEFAULT_LIMITS,
+    liveness: Liveness | None = DEFAULT_LIVENESS,
     **kwds: Any,
 ) -> Channel:
     """Connect to *addr* and return the :class:`Channel`.
@@ -96,6 +100,7 @@ async def open_connection(
         timeout: Seconds to go on trying, with growing pauses, while nobody answers; 0 tries once, ``None``
             for ever.
         limits: Bounds of this side of the connection.
+        liveness: When and how patiently the peer is asked whether it is there; ``None`` for never.
         **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``, for example
             ``ssl``.
 
@@ -111,7 +116,7 @@ async def open_connection(
     instance = make_codec()  # before anything is dialled: a codec may miss its package
 
     def factory() -> ChannelProtocol:
-        return ChannelProtocol(instance, loop=loop, limits=limits)
+        return ChannelProtocol(instance, loop=loop, limits=limits, liveness=liveness)
 
     protocol = await dial(addr, factory, timeout=timeout, loop=loop, **kwds)
     assert protocol.channel is not None
@@ -126,6 +131,7 @@ async def start_server(
     codec: CodecFactory | None = None,
     extra_serializers: Serializers = (),
     limits: Limits = DEFAULT_LIMITS,
+    liveness: Liveness | None = DEFAULT_LIVENESS,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
@@ -137,6 +143,7 @@ async def start_server(
         codec: As for :func:`open_connection`; each connection gets an instance.
         extra_serializers: As for :func:`open_connection`.
         limits: Bounds of this side of each connection.
+        liveness: As for :func:`open_connection`.
         **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``, for example ``ssl``.
 
     Raises:
@@ -148,7 +155,9 @@ async def start_server(
     make_codec()
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
-        protocol = ChannelProtocol(make_codec(), client_connected_cb, loop=loop, limits=limits)
+        protocol = ChannelProtocol(
+            make_codec(), client_connected_cb, loop=loop, limits=limits, liveness=liveness
+        )
         protocol._connections = connections
         return protocol
 
@@ -214,6 +223,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         client_connected_cb: A function or coroutine function that is called with the new channel.
         loop: The event loop.
         limits: Bounds of this side.
+        liveness: When the peer is asked whether it is there, by default never.
     """
 
     def __init__(
@@ -223,6 +233,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         *,
         loop: asyncio.AbstractEventLoop,
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = None,
     ) -> None:
         super().__init__(loop, limits)
         tuning.keep_freed_memory()
@@ -235,11 +246,15 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         self._plain = codecs.as_plain_msgpack(codec)
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
+        self.received = 0  #: Bytes that have come.
+        self.liveness = liveness
+        self.heartbeat: Heartbeat | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Make the :class:`Channel` and hand it to the ``client_connected_cb``."""
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
+        self.heartbeat = begin_heartbeat(self.channel, self.liveness)
         if self._connections is not None:
             self._connections.add(self)
         if self._client_connected_cb is None:
@@ -272,6 +287,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
+        self.received += len(data)
         parser = self._parser
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
@@ -390,7 +406,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         unfinished = self._parser.unfinished
         if unfinished:
             reason += f" in the middle of a frame ({unfinished} bytes of it had arrived)"
-        error = ClosedByPeerError(reason)
+        # The kernel has given it up: its own questions were not answered either.
+        error = (PeerUnresponsiveError if isinstance(exc, TimeoutError) else ClosedByPeerError)(reason)
         error.__cause__ = exc
         return error
 

@@ -19,6 +19,7 @@
     │   └── SocketPathError          + FileNotFoundError: nor does its path exist
     ├── ChannelClosedError         + ConnectionResetError
     │   ├── ClosedByPeerError
+    │   │   └── PeerUnresponsiveError  it gave no sign of life
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
@@ -60,6 +61,7 @@ __all__ = [
     "MalformedFrameError",
     "NotExposedError",
     "OverloadError",
+    "PeerUnresponsiveError",
     "ProcessError",
     "ProtocolError",
     "RemoteArgumentError",
@@ -236,6 +238,11 @@ class ChannelClosedError(AiomasError, ConnectionResetError):
 
 class ClosedByPeerError(ChannelClosedError):
     """The peer closed the connection, or it broke."""
+
+
+class PeerUnresponsiveError(ClosedByPeerError):
+    """The peer has given no sign of life for too long, so the connection was given up; see
+    :class:`~aiomas_ng.liveness.Liveness`."""
 
 
 class ClosedByUsError(ChannelClosedError):

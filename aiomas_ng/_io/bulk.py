@@ -42,6 +42,7 @@ class BulkReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take note of what was read; hand the frame over when it is complete."""
+        self._protocol.received += nbytes
         complete = self._parser.buffer_updated(nbytes)
         if complete is None:
             return

@@ -11,6 +11,7 @@ from aiomas_ng import codecs
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._io.job import CURRENT_JOB, Job
+from aiomas_ng._io.listeners import Listeners
 from aiomas_ng._io.reply import Reply, StreamState
 from aiomas_ng.exceptions import (
     AiomasError,
@@ -20,6 +21,7 @@ from aiomas_ng.exceptions import (
     RemoteException,
     SerializationError,
 )
+from aiomas_ng.liveness import ConnectionState
 
 if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
@@ -64,6 +66,8 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None  # of recv()
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_reading = True
+        self._state = ConnectionState.CONNECTED
+        self._state_listeners = Listeners("on_state callback")
 
     def __repr__(self) -> str:
         state = "open" if self._error is None else f"closed: {self._error.reason}"
@@ -83,6 +87,38 @@ class Connection:
     def is_closed(self) -> bool:
         """Whether the connection has ended, on whichever side."""
         return self._error is not None
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the connection."""
+        return self._state
+
+    def on_state(self, callback: Callable[[Any, ConnectionState], Any]) -> Callable[[], None]:
+        """Call *callback* with the channel and its new state whenever that changes; return a function that
+        ends this.
+
+        It is called from within the event loop, for each change once and in their order. If it fails, that is
+        logged, and harms nothing.
+
+        Raises:
+            TypeError: *callback* is not a plain function.
+        """
+        return self._state_listeners.add(callback)
+
+    def _set_state(self, state: ConnectionState) -> None:
+        """Note the state and tell of it, if it is another one. ``CLOSED`` is the last."""
+        if state is not self._state and self._state is not ConnectionState.CLOSED:
+            self._state = state
+            self._state_listeners.tell(self, state)
+
+    def _ping_content(self) -> Any:
+        """Return what is sent with a ping, or with the answer to one."""
+        return None
+
+    def _give_up_transport(self, error: ChannelClosedError) -> None:
+        """The transport is of no use any more, as nobody is at its other end."""
+        self._set_error(error)
+        self._transport.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the transport knows about the connection, see
@@ -225,6 +261,7 @@ class Connection:
         self._protocol.close_transport()
         # What waits to be written can only leave if the peer reads, which it may never do.
         self._watch(CLOSE_GRACE, self._transport.abort)
+        self._set_state(ConnectionState.CLOSED)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(error)

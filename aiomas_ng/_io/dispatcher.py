@@ -144,6 +144,9 @@ class Dispatcher(Caller, Answerer):
                 raise MalformedFrameError(f"a ping's number must be an integer but is {short(msg_id)}")
             self._due_pong = msg_id
             self._send_due_pong()
+        elif msg_type == frames.PONG:
+            if self._protocol.heartbeat is not None:
+                self._protocol.heartbeat.heard()
         elif msg_type == frames.SESSION:
             self._take_session(content)
 
@@ -174,7 +177,7 @@ class Dispatcher(Caller, Answerer):
     def _send_due_pong(self) -> None:
         # To a peer that does not read, only the latest of its pings is answered.
         if self._due_pong is not None and not self._protocol.is_paused:
-            self._send_control(frames.PONG, self._due_pong)
+            self._send_control(frames.PONG, self._due_pong, self._ping_content())
             self._due_pong = None
 
     def _writing_resumed(self) -> None:
