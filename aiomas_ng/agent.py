@@ -30,6 +30,7 @@ from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.peer_states import PeerStates, PeerWatching
 from aiomas_ng._io.shortcut import Shortcut
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import (
@@ -83,7 +84,7 @@ def _block(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None)
     raise RuntimeError("an event loop is running already: use 'await' and as_coro=True")
 
 
-class Container:
+class Container(PeerWatching):
     """A home for agents, made by :meth:`create`.
 
     Subclasses may override ``__init__``, with the same arguments.
@@ -227,6 +228,7 @@ class Container:
         self._shutdown_end: asyncio.Future[None] | None = None
         self._connections: set[rpc.RpcClient] = set()  # both those accepted and those made
         self._peers = Peers(loop, self._open_connection)
+        self._peer_states = PeerStates()
         self._next_aid = 0
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
         self._ready: dict[str, asyncio.Future[None]] = {}
@@ -443,7 +445,8 @@ class Container:
             return await self._join_self(address)
         kwds = dict(self._connect_kwargs)
         tls = rpc.tls_for(address, kwds.pop("ssl", None))
-        chan = await channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
+        opening = channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
+        chan = await self._dialled(address, opening)
         return self._add_connection(chan, address.url)
 
     def _own_address(self) -> Address:

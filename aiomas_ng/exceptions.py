@@ -22,6 +22,7 @@
     │   │   └── PeerUnresponsiveError  it gave no sign of life
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
+    ├── WaitTimeoutError           + TimeoutError: what was waited for has not come
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
     ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
     ├── AddressError               + ValueError: an address or URL does not parse
@@ -77,6 +78,7 @@ __all__ = [
     "StreamError",
     "UnknownFrameTypeError",
     "UnknownReplyError",
+    "WaitTimeoutError",
 ]
 
 
@@ -264,6 +266,23 @@ class CallTimeoutError(AiomasError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.what} was not answered within {self.timeout} s"
+
+
+class WaitTimeoutError(AiomasError, TimeoutError):
+    """What was waited for has not come in time.
+
+    Args:
+        what: What that is, in words.
+        timeout: How long we waited, in seconds.
+    """
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what}: not within {self.timeout} s"
 
 
 class OverloadError(AiomasError):
