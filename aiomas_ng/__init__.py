@@ -2,11 +2,12 @@
 
 What most programs need is here; the modules have the rest: :mod:`~aiomas_ng.agent`, :mod:`~aiomas_ng.rpc`,
 :mod:`~aiomas_ng.channel`, :mod:`~aiomas_ng.codecs`, :mod:`~aiomas_ng.local_queue`, :mod:`~aiomas_ng.clocks`,
-:mod:`~aiomas_ng.deadlines`, :mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.supervision`,
-:mod:`~aiomas_ng.access`, :mod:`~aiomas_ng.util`, :mod:`~aiomas_ng.exceptions`; and for resources
+:mod:`~aiomas_ng.subproc`, :mod:`~aiomas_ng.util`, :mod:`~aiomas_ng.exceptions`; for resources
 :mod:`~aiomas_ng.protocol`, :mod:`~aiomas_ng.resource`, :mod:`~aiomas_ng.message`, :mod:`~aiomas_ng.content`,
 :mod:`~aiomas_ng.error`, :mod:`~aiomas_ng.linkformat`, :mod:`~aiomas_ng.cache`, :mod:`~aiomas_ng.forwarding`,
-:mod:`~aiomas_ng.directory`, :mod:`~aiomas_ng.pipe`, :mod:`~aiomas_ng.tokenmanager`.
+:mod:`~aiomas_ng.directory`, :mod:`~aiomas_ng.pipe`, :mod:`~aiomas_ng.tokenmanager`; against what goes
+wrong :mod:`~aiomas_ng.deadlines`, :mod:`~aiomas_ng.liveness`, :mod:`~aiomas_ng.supervision`,
+:mod:`~aiomas_ng.access`.
 """
 
 from aiomas_ng import (
@@ -23,6 +24,7 @@ from aiomas_ng import (
     exceptions,
     forwarding,
     linkformat,
+    liveness,
     local_queue,
     message,
     pipe,
@@ -40,6 +42,7 @@ from aiomas_ng.channel import Limits
 from aiomas_ng.clocks import AsyncioClock, ExternalClock
 from aiomas_ng.codecs import JSON, MsgPack, MsgPackBlosc, serializable
 from aiomas_ng.exceptions import AiomasError, RemoteException, SerializationError
+from aiomas_ng.liveness import ConnectionState, Liveness
 from aiomas_ng.local_queue import get_queue
 from aiomas_ng.message import ContentFormat, Message
 from aiomas_ng.protocol import Context
@@ -53,11 +56,13 @@ __all__ = [
     "AiomasError",
     "AsyncioClock",
     "Cache",
+    "ConnectionState",
     "Container",
     "ContentFormat",
     "Context",
     "ExternalClock",
     "Limits",
+    "Liveness",
     "Message",
     "MsgPack",
     "MsgPackBlosc",
@@ -81,6 +86,7 @@ __all__ = [
     "forwarding",
     "get_queue",
     "linkformat",
+    "liveness",
     "local_queue",
     "make_ssl_client_context",
     "make_ssl_server_context",

@@ -33,6 +33,7 @@ from aiomas_ng._io.connection import CLOSE_GRACE
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
+from aiomas_ng._io.peer_states import PeerStates, PeerWatching
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL, make_own_principal
 from aiomas_ng._io.shortcut import Shortcut
 from aiomas_ng._io.supervised import Supervised, get_declared
@@ -47,6 +48,7 @@ from aiomas_ng.exceptions import (
     RemoteLookupError,
 )
 from aiomas_ng.forwarding import Forwarder
+from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 from aiomas_ng.pipe import CURRENT_DRIVER
 from aiomas_ng.protocol import Context
 from aiomas_ng.util import WILDCARD_HOSTS, SSLCerts
@@ -89,7 +91,7 @@ def _block(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None)
     raise RuntimeError("an event loop is running already: use 'await' and as_coro=True")
 
 
-class Container:
+class Container(PeerWatching):
     """A home for agents, made by :meth:`create`.
 
     Subclasses may override ``__init__``, with the same arguments.
@@ -121,6 +123,7 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Self: ...
     @overload
     @classmethod
@@ -137,6 +140,7 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -152,6 +156,7 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -176,6 +181,8 @@ class Container:
                 and observations on them.
             access: Who may reach anything here, a rule or :class:`~aiomas_ng.access.Policy`; by default
                 everybody who can connect. It is the attribute ``access`` of the container, too.
+            liveness: When and how patiently the peer of a connection is asked whether it is there; ``None``
+                for never.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -185,7 +192,7 @@ class Container:
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable, access)
+        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable, access, liveness)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -199,6 +206,7 @@ class Container:
         limits: Limits,
         resumable: bool,
         access: Rule | None,
+        liveness: Liveness | None,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
@@ -206,6 +214,7 @@ class Container:
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
             "limits": limits,
             "resumable": resumable,
+            "liveness": liveness,
         }
         container: Self
 
@@ -244,6 +253,7 @@ class Container:
         self._shutdown_end: asyncio.Future[None] | None = None
         self._connections: set[rpc.RpcClient] = set()  # both those accepted and those made
         self._peers = Peers(loop, self._open_connection)
+        self._peer_states = PeerStates()
         self._next_aid = 0
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
         self._ready: dict[str, asyncio.Future[None]] = {}
@@ -485,7 +495,8 @@ class Container:
             return await self._join_self(address)
         kwds = dict(self._connect_kwargs)
         tls = rpc.tls_for(address, kwds.pop("ssl", None))
-        chan = await channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
+        opening = channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
+        chan = await self._dialled(address, opening)
         return self._add_connection(chan, address.url)
 
     def _own_address(self) -> Address:

@@ -33,6 +33,7 @@ from aiomas_ng._io.bulk import BulkReader
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
+from aiomas_ng._io.heartbeat import Heartbeat, begin_heartbeat
 from aiomas_ng._io.job import is_awaitable
 from aiomas_ng._io.reply import Reply, ReplyStream
 from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
@@ -45,8 +46,10 @@ from aiomas_ng.exceptions import (
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
+    PeerUnresponsiveError,
     ProtocolError,
 )
+from aiomas_ng.liveness import Liveness
 
 __all__ = [
     "DEFAULT_CODEC",
@@ -84,6 +87,7 @@ async def open_connection(
     timeout: float | None = 0,
     limits: Limits = DEFAULT_LIMITS,
     resumable: bool = False,
+    liveness: Liveness | None = None,
     **kwds: Any,
 ) -> Channel:
     """Connect to *addr* and return the :class:`Channel`.
@@ -101,6 +105,7 @@ async def open_connection(
         limits: Bounds of this side of the connection.
         resumable: If the connection breaks, take it up again, with all that was under way, provided that the
             server is resumable as well.
+        liveness: When and how patiently the peer is asked whether it is there, by default never.
         **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``, for example
             ``ssl``.
 
@@ -119,7 +124,7 @@ async def open_connection(
         return await dial(addr, make_protocol, timeout=0, loop=loop, **kwds)
 
     def factory() -> ChannelProtocol:
-        protocol = ChannelProtocol(instance, loop=loop, limits=limits)
+        protocol = ChannelProtocol(instance, loop=loop, limits=limits, liveness=liveness)
         if resumable:
             protocol.make_resumable(redial=redial)
         return protocol
@@ -138,6 +143,7 @@ async def start_server(
     extra_serializers: Serializers = (),
     limits: Limits = DEFAULT_LIMITS,
     resumable: bool = False,
+    liveness: Liveness | None = None,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
@@ -150,6 +156,7 @@ async def start_server(
         extra_serializers: As for :func:`open_connection`.
         limits: Bounds of this side of each connection.
         resumable: Let clients that ask for it take up connections that broke.
+        liveness: As for :func:`open_connection`.
         **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``, for example ``ssl``.
 
     Raises:
@@ -162,7 +169,9 @@ async def start_server(
     sessions = Sessions(limits)
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
-        protocol = ChannelProtocol(make_codec(), client_connected_cb, loop=loop, limits=limits)
+        protocol = ChannelProtocol(
+            make_codec(), client_connected_cb, loop=loop, limits=limits, liveness=liveness
+        )
         protocol._connections = connections
         if resumable:
             protocol.make_resumable(sessions=sessions)
@@ -230,6 +239,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         client_connected_cb: A function or coroutine function that is called with the new channel.
         loop: The event loop.
         limits: Bounds of this side.
+        liveness: When the peer is asked whether it is there, by default never.
     """
 
     def __init__(
@@ -239,6 +249,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         *,
         loop: asyncio.AbstractEventLoop,
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = None,
     ) -> None:
         super().__init__(loop, limits)
         tuning.keep_freed_memory()
@@ -252,13 +263,18 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         self._plain = codecs.as_plain_msgpack(codec)
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
+        self._received = 0  # bytes, if there is no session to count them
+        self.liveness = liveness
+        self.heartbeat: Heartbeat | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Make the :class:`Channel` and hand it to the ``client_connected_cb``."""
+        wire = transport
         if self._resumption is not None:
             transport = self._resumption.begin(transport)
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
+        self.heartbeat = begin_heartbeat(self.channel, wire, self.liveness)
         if self._connections is not None:
             self._connections.add(self)
         if self._client_connected_cb is None:
@@ -293,7 +309,9 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
         parser = self._parser
         session = self._session
-        if session is not None:
+        if session is None:
+            self._received += len(data)
+        else:
             session.received += len(data)
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
@@ -309,10 +327,17 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if session is not None and session.received >= session.ack_at:
             self._look()
 
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return self._received + (self._session.received if self._session is not None else 0)
+
     def bulk_received(self, size: int) -> None:
         """A :class:`~aiomas_ng._io.bulk.BulkReader` has read *size* bytes."""
         session = self._session
-        if session is not None:
+        if session is None:
+            self._received += size
+        else:
             session.received += size
             if session.received >= session.ack_at:
                 self._look()
@@ -474,7 +499,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         unfinished = self._parser.unfinished
         if unfinished:
             reason += f" in the middle of a frame ({unfinished} bytes of it had arrived)"
-        error = ClosedByPeerError(reason)
+        # The kernel has given it up: its own questions were not answered either.
+        error = (PeerUnresponsiveError if isinstance(exc, TimeoutError) else ClosedByPeerError)(reason)
         error.__cause__ = exc
         return error
 

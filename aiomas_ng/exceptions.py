@@ -22,10 +22,12 @@
     │   └── SocketPathError          + FileNotFoundError: nor does its path exist
     ├── ChannelClosedError         + ConnectionResetError
     │   ├── ClosedByPeerError
-    │   │   └── SessionLostError     it broke, and could not be taken up again
+    │   │   ├── PeerUnresponsiveError  it gave no sign of life
+    │   │   └── SessionLostError       it broke, and could not be taken up again
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
     │   └── DeadlineExceededError    the deadline around the call has passed
+    ├── WaitTimeoutError           + TimeoutError: what was waited for has not come
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
     ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
     ├── AddressError               + ValueError: an address or URL does not parse
@@ -71,6 +73,7 @@ __all__ = [
     "MalformedFrameError",
     "NotExposedError",
     "OverloadError",
+    "PeerUnresponsiveError",
     "ProcessError",
     "ProtocolError",
     "RemoteAccessError",
@@ -91,6 +94,7 @@ __all__ = [
     "TaskEndedError",
     "UnknownFrameTypeError",
     "UnknownReplyError",
+    "WaitTimeoutError",
 ]
 
 
@@ -276,6 +280,11 @@ class SessionLostError(ClosedByPeerError):
     network did not come back in time."""
 
 
+class PeerUnresponsiveError(ClosedByPeerError):
+    """The peer has given no sign of life for too long, so the connection was given up; see
+    :class:`~aiomas_ng.liveness.Liveness`."""
+
+
 class ClosedByUsError(ChannelClosedError):
     """The connection was closed on this side."""
 
@@ -316,6 +325,23 @@ class DeadlineExceededError(CallTimeoutError):
         if self.timeout <= 0:
             return f"{self.what} has no time left: its deadline has passed"
         return f"{self.what} did not end by its deadline, {self.timeout:g} s after it was begun"
+
+
+class WaitTimeoutError(AiomasError, TimeoutError):
+    """What was waited for has not come in time.
+
+    Args:
+        what: What that is, in words.
+        timeout: How long we waited, in seconds.
+    """
+
+    def __init__(self, what: str, timeout: float) -> None:
+        super().__init__(what, timeout)
+        self.what = what
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.what}: not within {self.timeout} s"
 
 
 class OverloadError(AiomasError):

@@ -55,6 +55,7 @@ from aiomas_ng._io.peer import Peers
 from aiomas_ng.cache import Cache
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import ChannelClosedError, ClosedByUsError, ConnectError
+from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 from aiomas_ng.local_queue import LocalQueue
 from aiomas_ng.message import Message
 from aiomas_ng.pipe import CURRENT_DRIVER, Pipe, run_driving_pipe
@@ -104,6 +105,8 @@ class Context(Verbs):
         codec: The codec of connections that are opened or accepted.
         extra_serializers: Serializers of own types, as of :class:`~aiomas_ng.agent.Container`.
         limits: Bounds of each connection.
+        liveness: When and how patiently the peer of a connection is asked whether it is there; ``None`` for
+            never.
         patience: Seconds for which a lost connection is tried again before an observation over it is given
             up.
         shows_errors: Whether who requests something is told type and text of exceptions in handlers; else
@@ -130,6 +133,7 @@ class Context(Verbs):
         codec: Any = None,
         extra_serializers: Iterable[Any] = (),
         limits: Limits = DEFAULT_LIMITS,
+        liveness: Liveness | None = DEFAULT_LIVENESS,
         patience: float = PATIENCE,
         shows_errors: bool = False,
         transports: Iterable[str] | None = None,
@@ -153,7 +157,12 @@ class Context(Verbs):
         self.coder = Coder(extra_serializers)
         self.tokenmanager = TokenManager(self)
         self._transports = _check_transports(transports)
-        self._wire = {"codec": codec, "extra_serializers": tuple(extra_serializers), "limits": limits}
+        self._wire = {
+            "codec": codec,
+            "extra_serializers": tuple(extra_serializers),
+            "limits": limits,
+            "liveness": liveness,
+        }
         self._peers = peers or Peers(self.loop, self._open_connection)
         self._has_own_peers = peers is None
         self._servers: list[Server] = []

@@ -52,6 +52,7 @@ from aiomas_ng.exceptions import (
     RoutingError,
     SerializationError,
 )
+from aiomas_ng.liveness import ConnectionState
 
 __all__ = [
     "Proxy",
@@ -74,7 +75,15 @@ REFERENCE_NAME: Final = "aiomas_ng.service"
 OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
 
 #: What of the way in which a peer was connected to also holds for third parties.
-SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "resumable", "ssl")
+SHARED_OPTIONS: Final[tuple[str, ...]] = (
+    "loop",
+    "codec",
+    "extra_serializers",
+    "limits",
+    "liveness",
+    "resumable",
+    "ssl",
+)
 
 
 async def open_connection(
@@ -87,7 +96,7 @@ async def open_connection(
         rpc_service: What we offer to the peer, so that it can call back.
         clock: Simulated time for the deadlines of calls (:mod:`aiomas_ng.deadlines`).
         **kwds: Passed on to :func:`aiomas_ng.channel.open_connection`: ``codec``, ``extra_serializers``,
-            ``timeout``, ``limits``, …
+            ``timeout``, ``limits``, ``liveness``, …
 
     Raises:
         ValueError: *rpc_service* is no service.
@@ -226,6 +235,12 @@ class RpcClient:
     def channel(self) -> Channel:
         """The connection."""
         return self._channel
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the connection; :meth:`Channel.on_state <aiomas_ng.channel.Channel.on_state>` of
+        :attr:`channel` tells of changes."""
+        return self._channel.state
 
     @property
     def service(self) -> asyncio.Future[None] | None:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "aiomas_ng"
 
 LAYERS = [
-    {"exceptions", "tuning"},
+    {"exceptions", "liveness", "tuning"},
     {"_core"},
     {"util", "_io.local_transport"},
     {"codecs", "clocks", "local_queue", "deadlines"},

@@ -14,6 +14,7 @@ from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._core.identity import Identity
 from aiomas_ng._io.expiry import outside_deadlines
 from aiomas_ng._io.job import CURRENT_JOB, Job
+from aiomas_ng._io.listeners import Listeners
 from aiomas_ng._io.principal import Principal, identify
 from aiomas_ng._io.reply import Reply, StreamState
 from aiomas_ng.exceptions import (
@@ -24,6 +25,7 @@ from aiomas_ng.exceptions import (
     RemoteException,
     SerializationError,
 )
+from aiomas_ng.liveness import ConnectionState
 
 if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
@@ -71,6 +73,8 @@ class Connection:
         self._watchdog: asyncio.TimerHandle | None = None
         self._is_reading = True
         self._unsent_from: float = math.inf  # the first call made since the connection broke, if it did
+        self._state = ConnectionState.CONNECTED
+        self._state_listeners = Listeners("on_state callback")
 
     def __repr__(self) -> str:
         state = "open" if self._error is None else f"closed: {self._error.reason}"
@@ -96,6 +100,47 @@ class Connection:
     def is_closed(self) -> bool:
         """Whether the connection has ended, on whichever side."""
         return self._error is not None
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is known of the connection."""
+        return self._state
+
+    def on_state(self, callback: Callable[[Any, ConnectionState], Any]) -> Callable[[], None]:
+        """Call *callback* with the channel and its new state whenever that changes; return a function that
+        ends this.
+
+        It is called from within the event loop, for each change once and in their order. If it fails, that is
+        logged, and harms nothing.
+
+        Raises:
+            TypeError: *callback* is not a plain function.
+        """
+        return self._state_listeners.add(callback)
+
+    def _set_state(self, state: ConnectionState) -> None:
+        """Note the state and tell of it, if it is another one. ``CLOSED`` is the last."""
+        if state is not self._state and self._state is not ConnectionState.CLOSED:
+            self._state = state
+            self._state_listeners.tell(self, state)
+
+    def _ping_content(self) -> Any:
+        """Return what is sent with a ping, or with the answer to one: how much has been received, if there is
+        a session."""
+        resumption = self._protocol._resumption
+        return resumption.session.received if resumption is not None and resumption.can_resume else None
+
+    def _give_up_transport(self, error: ChannelClosedError) -> None:
+        """The transport is of no use any more, as nobody is at its other end."""
+        resumption = self._protocol._resumption
+        if resumption is not None and resumption.can_resume:
+            # The peer finds out by itself that nothing arrives, and maybe later than we do.
+            liveness = self._protocol.liveness
+            more = liveness.interval + liveness.patience if liveness is not None else 0
+            resumption.interrupt(error.reason, more)
+            return
+        self._set_error(error)
+        self._transport.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the transport knows about the connection, see
@@ -239,6 +284,7 @@ class Connection:
         self._protocol.close_transport()
         # What waits to be written can only leave if the peer reads, which it may never do.
         self._watch(CLOSE_GRACE, self._transport.abort)
+        self._set_state(ConnectionState.CLOSED)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(error)
@@ -251,6 +297,9 @@ class Connection:
         """Another transport has taken the place of the one that broke."""
         self._unsent_from = math.inf
         self._check_stall()
+        if self._protocol.heartbeat is not None:
+            self._protocol.heartbeat.resumed()
+        self._set_state(ConnectionState.CONNECTED)
 
     def _when_lost(self, callback: Callable[[ChannelClosedError], None]) -> None:
         """Call *callback* with the error when the connection ends, at once if it has."""

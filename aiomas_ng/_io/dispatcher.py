@@ -148,16 +148,25 @@ class Dispatcher(Caller, Answerer):
         elif msg_type == frames.PING:
             if type(msg_id) is not int:
                 raise MalformedFrameError(f"a ping's number must be an integer but is {short(msg_id)}")
+            self._take_acknowledgement(content)
             self._due_pong = msg_id
             self._send_due_pong()
         elif msg_type == frames.ACK:
-            session = self._protocol._session
-            if session is not None:
-                session.acknowledge(msg_id)
+            self._take_acknowledgement(msg_id)
+        elif msg_type == frames.PONG:
+            self._take_acknowledgement(content)
+            if self._protocol.heartbeat is not None:
+                self._protocol.heartbeat.heard()
         elif msg_type == frames.SESSION:
             self._take_session(content)
         elif msg_type == frames.CLOSE:
             self._protocol.peer_closes()
+
+    def _take_acknowledgement(self, count: Any) -> None:
+        """The peer has said how much it has received, or nothing (``None``)."""
+        session = self._protocol._session
+        if session is not None and count is not None:
+            session.acknowledge(count)
 
     def _take_lane_message(self, lane: Any, content: Any, size: int) -> None:
         if lane != frames.LANE_RESOURCES:
@@ -186,7 +195,7 @@ class Dispatcher(Caller, Answerer):
     def _send_due_pong(self) -> None:
         # To a peer that does not read, only the latest of its pings is answered.
         if self._due_pong is not None and not self._protocol.is_paused:
-            self._send_control(frames.PONG, self._due_pong)
+            self._send_control(frames.PONG, self._due_pong, self._ping_content())
             self._due_pong = None
 
     def _writing_resumed(self) -> None:

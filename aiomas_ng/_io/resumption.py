@@ -30,6 +30,7 @@ from aiomas_ng._core.session import ID_SIZE, SECRET_SIZE, Session, State
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
 from aiomas_ng._io.session_transport import SessionTransport, feed
 from aiomas_ng.exceptions import ClosedByPeerError, ConnectError, ResumptionError, SessionLostError
+from aiomas_ng.liveness import ConnectionState
 
 if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
@@ -183,6 +184,7 @@ class Resumption:
         if self._sessions is not None and session.id:
             self._sessions.remove(session.id)
         session.end()
+        self._protocol._received = session.received
         self._stop()
         self.transport.bypass()
         self._protocol._session = None
@@ -201,8 +203,13 @@ class Resumption:
         """Whether the connection can be taken up if it breaks now."""
         return self.session.state in (State.OPEN, State.INTERRUPTED)
 
-    def interrupt(self, reason: str) -> None:
-        """The transport broke, or is given up: wait for another one."""
+    def interrupt(self, reason: str, more: float = 0) -> None:
+        """The transport broke, or is given up: wait for another one.
+
+        Args:
+            reason: Why, in words.
+            more: Seconds that the peer may take to find out, on top of the grace time.
+        """
         session, protocol = self.session, self._protocol
         if session.state is State.INTERRUPTED:
             return
@@ -220,9 +227,11 @@ class Resumption:
             self.task = loop.create_task(self._dial(), context=contextvars.Context())
         else:
             assert self._sessions is not None
-            self._expiry = loop.call_later(session.grace, self._expire, session.grace)
+            grace = session.grace + more
+            self._expiry = loop.call_later(grace, self._expire, grace)
             self._sessions.note_broken(session.id, self)
         protocol.resume_writing()  # what was held back is kept by the session from now on
+        channel._set_state(ConnectionState.INTERRUPTED)  # at the end: who is told may close the channel
 
     def _expire(self, seconds: float) -> None:
         self.fail(f"the peer did not come back within {seconds:g} s")
