@@ -594,6 +594,24 @@ async def test_what_is_meant_for_a_rule_has_to_be_one(value: Any, directory: Pat
             home.mount("other", "local://other/", access=value)
 
 
+async def test_a_resource_that_means_a_rule_and_has_none_is_for_nobody(directory: Path) -> None:
+    """A mistake in what a resource says about access shuts it, and does not open it."""
+    world = World(directory, "tcp")
+    async with world.container() as home, world.container() as peer:
+        for name in ("access", "write_access"):
+            resource: Any = AskingResource(asyncio.Queue())
+            setattr(resource, name, "operator")
+            home.site.add_resource("x", resource)
+            with refused(Code.UNAUTHORIZED):
+                await peer.context.put(home._base_url + "x", 1)
+            if name == "access":
+                with refused(Code.UNAUTHORIZED):
+                    await peer.context.get(home._base_url + "x")
+                assert not await peer.context.discover(home._base_url)
+            else:
+                assert await peer.context.get(home._base_url + "x") == b"x"
+
+
 # -- Changes at run time ---------------------------------------------------------------------------
 
 
