@@ -85,8 +85,8 @@ def get_caller() -> Identity | None:
     """Return who has sent the call or request that the running code works on; ``None`` where there is none.
 
     It can be asked in a handler, plain or ``async``, of a remote procedure call or of a resource, and in
-    tasks and callbacks that a handler has started. Its roles are those that the peer has now, so in what runs
-    for long ask again.
+    tasks and callbacks that a handler has started; in threads, only if :func:`asyncio.to_thread` has started
+    them. Its roles are those that the peer has now, so in what runs for long ask again.
     """
     principal = CURRENT_PRINCIPAL.get()
     return None if principal is None else principal.identity

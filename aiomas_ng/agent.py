@@ -373,6 +373,7 @@ class Container(PeerWatching):
             ConnectError: Nobody answers (a ``ConnectionRefusedError``; for a missing socket path a
                 ``FileNotFoundError`` as well).
             AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
+            RemoteAccessError: The agent, or its container, is not for us (a ``PermissionError``).
             AddressError: *url* does not parse (a ``ValueError``).
             ClosedByUsError: This container was shut down.
             DeadlineExceededError: A deadline around it has passed (:mod:`aiomas_ng.deadlines`).

@@ -43,6 +43,7 @@ from aiomas_ng.exceptions import (
 )
 from aiomas_ng.message import Block, Code
 from aiomas_ng.resource import ObservableResource, Resource, Site, WKCResource
+from aiomas_ng.supervision import RestartAgent
 
 
 @pytest.fixture
@@ -593,6 +594,24 @@ async def test_what_is_meant_for_a_rule_has_to_be_one(value: Any, directory: Pat
             home.mount("other", "local://other/", access=value)
 
 
+async def test_a_resource_that_means_a_rule_and_has_none_is_for_nobody(directory: Path) -> None:
+    """A mistake in what a resource says about access shuts it, and does not open it."""
+    world = World(directory, "tcp")
+    async with world.container() as home, world.container() as peer:
+        for name in ("access", "write_access"):
+            resource: Any = AskingResource(asyncio.Queue())
+            setattr(resource, name, "operator")
+            home.site.add_resource("x", resource)
+            with refused(Code.UNAUTHORIZED):
+                await peer.context.put(home._base_url + "x", 1)
+            if name == "access":
+                with refused(Code.UNAUTHORIZED):
+                    await peer.context.get(home._base_url + "x")
+                assert not await peer.context.discover(home._base_url)
+            else:
+                assert await peer.context.get(home._base_url + "x") == b"x"
+
+
 # -- Changes at run time ---------------------------------------------------------------------------
 
 
@@ -757,6 +776,51 @@ async def test_who_changes_a_state_is_not_who_observes_it(tls: World) -> None:
             assert (await anext(first), await anext(second)) == ("1 for localhost", "1 for display")
             await operator.context.put(url, 2)
             assert (await anext(first), await anext(second)) == ("2 for localhost", "2 for display")
+
+
+async def test_a_restarted_agent_is_narrowed_as_before(tls: World) -> None:
+    """What was said about one agent, and not about its class, also holds for the one that takes its place."""
+
+    class Failing(Battery):
+        @expose(allow=roles("viewer", "operator"))
+        def fail(self) -> None:
+            self.tasks.start(self._fail, on_failure=RestartAgent(first_pause=0, jitter=0))
+
+        async def _fail(self) -> None:
+            raise RuntimeError("on purpose")
+
+    async with home_and_peers(tls) as (home, operator, viewer):
+        failing = Failing(home)
+        failing.access = roles("operator")
+        remote = await operator.connect(failing.addr)
+        await remote.fail()
+        await wait_until(lambda: home.agents.dict.get("0") not in (None, failing))
+        assert await remote.name() == "battery"
+        with pytest.raises(RemoteAccessError):
+            await viewer.connect(failing.addr)
+        with refused(Code.FORBIDDEN):
+            await viewer.context.get(failing.addr + "/soc")
+
+
+async def test_a_connection_that_is_taken_up_again_has_the_same_identity(tls: World) -> None:
+    """The peer is who it was, and what was revoked meanwhile is revoked."""
+    policy = Policy()
+    async with home_and_peers(tls, access=policy) as (home, operator, _):
+        remote = await operator.connect(Battery(home).addr)
+        (accepted,) = [client.channel for client in home._connections]
+        before = accepted.identity
+        for _ in range(2):
+            wire = accepted.transport.wire
+            wire.abort()
+            assert await remote.name() == "battery"
+            await wait_until(lambda old=wire: accepted.transport.wire not in (None, old))
+            assert accepted.identity == before
+            assert await remote.set_power(1) == 1
+        accepted.transport.wire.abort()
+        policy.revoke("scada", "operator")
+        with pytest.raises(RemoteAccessError):
+            await remote.set_power(1)
+        assert [client.channel for client in home._connections] == [accepted]
 
 
 # -- Not by way of others --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
-from aiomas_ng._core.access import Rule, rule_of
+from aiomas_ng._core.access import Rule, rule_of_resource
 from aiomas_ng._core.codes import SAFE_METHODS
 from aiomas_ng._core.identity import Identity
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL, Principal
@@ -58,15 +58,15 @@ def enter(request: Message, site: Any) -> tuple[Rule, ...]:
     principal = get_principal(request)
     CURRENT_PRINCIPAL.set(principal)
     if principal is not None:
-        principal.bind(rule_of(getattr(site, "access", None)))
+        principal.bind(rule_of_resource(site))
     return admit(request, site, ())
 
 
 def get_rules(request: Message, resource: Any) -> tuple[Rule, ...]:
     """Return the rules of *resource* for such a request."""
-    declared = [rule_of(getattr(resource, "access", None))]
+    declared = [rule_of_resource(resource)]
     if request.code not in SAFE_METHODS:
-        declared.append(rule_of(getattr(resource, "write_access", None)))
+        declared.append(rule_of_resource(resource, "write_access"))
     return tuple(rule for rule in declared if rule is not None)
 
 
@@ -115,8 +115,7 @@ def listing_for(request: Message) -> Iterator[None]:
         _LISTED_FOR.reset(token)
 
 
-def is_listed(declared: Any) -> bool:
-    """Return whether what has *declared* as its attribute ``access`` may be listed now."""
-    rule = rule_of(declared)
+def is_listed(rule: Rule | None) -> bool:
+    """Return whether what *rule* guards may be listed now."""
     principal = _LISTED_FOR.get()
     return rule is None or principal is None or principal.allows(rule)

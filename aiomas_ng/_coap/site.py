@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from aiomas_ng import error, linkformat
 from aiomas_ng._coap.admission import admit, is_admitted, is_listed
 from aiomas_ng._coap.observation import ServerObservation
-from aiomas_ng._core.access import Rule
+from aiomas_ng._core.access import Rule, rule_of_resource
 from aiomas_ng.linkformat import Link, LinkFormat
 from aiomas_ng.message import Message
 from aiomas_ng.pipe import Pipe
@@ -149,7 +149,7 @@ class Site(PathCapable):
         """Return links to all resources, those of sites within included."""
         links: list[Link] = []
         for path, resource in self._resources.items():
-            if not is_listed(getattr(resource, "access", None)):
+            if not is_listed(rule_of_resource(resource)):
                 continue
             describe = getattr(resource, "get_link_description", None)
             attributes = describe() if describe is not None else {}
@@ -157,7 +157,7 @@ class Site(PathCapable):
                 links.append(Link(_make_href(path), **attributes))
         for path, site in self._subsites.items():
             get_links = getattr(site, "get_resources_as_linkheader", None)
-            if get_links is not None and is_listed(getattr(site, "access", None)):
+            if get_links is not None and is_listed(rule_of_resource(site)):
                 links.extend(get_links().prefixed(path))
         return LinkFormat(links)
 

@@ -36,6 +36,7 @@ __all__ = [
     "names",
     "roles",
     "rule_of",
+    "rule_of_resource",
     "same_host",
     "same_user",
     "uids",
@@ -103,9 +104,11 @@ def check_class(cls: type) -> None:
     """Check what *cls* itself says about access: what is meant for a rule and is none would let in everybody.
 
     Raises:
-        TypeError: It is data, and no rule.
+        TypeError: It is data and no rule, or a property, which is not asked.
     """
     value = vars(cls).get("access")
+    if isinstance(value, property):
+        raise TypeError(f"{cls.__qualname__}: access is no property; set self.access to a rule instead")
     if not callable(value) and not hasattr(type(value), "__get__"):
         try:
             check_rule(value)
@@ -479,6 +482,29 @@ def _check_roles(values: tuple[Any, ...]) -> frozenset[str]:
 def rule_of(declared: Any) -> Rule | None:
     """Return *declared*, what somebody has as the attribute ``access``, if it is a rule; else ``None``."""
     return declared if isinstance(declared, Rule) else None
+
+
+class _Misdeclared(Rule):
+    """Stands for what was meant for a rule and is none: it lets in nobody."""
+
+    is_changing = False
+
+    def allows(self, identity: Identity) -> bool:
+        return False
+
+
+MISDECLARED: Final[Rule] = _Misdeclared()
+
+
+def rule_of_resource(resource: Any, name: str = "access") -> Rule | None:
+    """Return the rule that is the attribute *name* of *resource*, ``None`` if it has none.
+
+    For data that is no rule, which was meant for one, it is a rule that lets in nobody.
+    """
+    declared = getattr(resource, name, None)
+    if declared is None or isinstance(declared, Rule):
+        return declared
+    return None if callable(declared) else MISDECLARED
 
 
 class Quota:

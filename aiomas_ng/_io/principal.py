@@ -258,28 +258,30 @@ def get_credentials(sock: Any) -> tuple[int | None, int | None, int | None]:
     when it connected or began to listen; ``None`` for what the system does not tell."""
     nothing = (None, None, None)
     try:
-        if hasattr(socket, "SO_PEERCRED"):
+        # Others that have SO_PEERCRED put other things there.
+        if sys.platform in ("linux", "android"):
             data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             pid, uid, gid = _CREDENTIALS.unpack(data)
             if _UNMAPPED in (uid, gid):
                 return nothing
             return pid or None, uid, gid  # 0: it is in another pid namespace
-        if sys.platform == "darwin" or "bsd" in sys.platform:
-            return _get_xucred(sock)
+        if sys.platform == "darwin" or sys.platform.startswith("freebsd"):
+            return get_xucred(sock)
     except (OSError, struct.error, AttributeError):
         pass
     return nothing
 
 
-#: Of the structure xucred of BSD and macOS, which LOCAL_PEERCRED fills: version, user id, and the number of
-#: groups; the first of the groups, the effective one, follows.
+#: Of the structure xucred of FreeBSD and macOS, which LOCAL_PEERCRED fills: version, user id, and the number
+#: of groups; the first of the groups, the effective one, follows.
 _XUCRED: Final = struct.Struct("IIhxxI")
 _XUCRED_SIZE: Final = 128  # of the whole at least
 _SOL_LOCAL: Final = 0
 _LOCAL_PEERCRED: Final = 1
 
 
-def _get_xucred(sock: Any) -> tuple[None, int | None, int | None]:
+def get_xucred(sock: Any) -> tuple[None, int | None, int | None]:
+    """Return the same as :func:`get_credentials`, where the system fills a structure xucred."""
     data = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_SIZE)
     version, uid, count, gid = _XUCRED.unpack_from(data)
     return (None, uid, gid if count > 0 else None) if version == 0 else (None, None, None)

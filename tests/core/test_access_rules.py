@@ -249,10 +249,12 @@ def test_a_class_that_means_a_rule_and_has_none(value: Any) -> None:
 
 
 def test_a_class_may_use_the_name_for_a_method() -> None:
-    """A method or property called so, a rule, or nothing, is fine."""
-    for value in (lambda self: 5, property(lambda self: 5), NOBODY, None):
+    """A method called so, a rule, or nothing, is fine; a property would be a rule that nobody asks."""
+    for value in (lambda self: 5, NOBODY, None):
         check_class(type("Battery", (), {"access": value}))
     check_class(type("Battery", (), {}))
+    with pytest.raises(TypeError, match="no property"):
+        check_class(type("Battery", (), {"access": property(lambda self: NOBODY)}))
 
 
 # -- The log ---------------------------------------------------------------------------------------
