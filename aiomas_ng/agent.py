@@ -45,6 +45,8 @@ from aiomas_ng.exceptions import (
     ConnectError,
     DeadlineExceededError,
     RemoteLookupError,
+    TLSError,
+    TLSRefusedError,
 )
 from aiomas_ng.forwarding import Forwarder
 from aiomas_ng.pipe import CURRENT_DRIVER
@@ -121,6 +123,8 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Self: ...
     @overload
     @classmethod
@@ -137,6 +141,8 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -152,6 +158,8 @@ class Container:
         limits: Limits = DEFAULT_LIMITS,
         resumable: bool = True,
         access: Rule | None = None,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -176,6 +184,9 @@ class Container:
                 and observations on them.
             access: Who may reach anything here, a rule or :class:`~aiomas_ng.access.Policy`; by default
                 everybody who can connect. It is the attribute ``access`` of the container, too.
+            tracebacks: Whether peers get the tracebacks of exceptions in our agents, besides type and
+                message, and of those in resources type and message; else these are in our log.
+            insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -185,7 +196,9 @@ class Container:
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable, access)
+        coro = cls._create(
+            addr, clock, codec, extra_serializers, ssl, limits, resumable, access, tracebacks, insecure
+        )
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -199,6 +212,8 @@ class Container:
         limits: Limits,
         resumable: bool,
         access: Rule | None,
+        tracebacks: bool,
+        insecure: bool,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         wire: dict[str, Any] = {
@@ -206,6 +221,7 @@ class Container:
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
             "limits": limits,
             "resumable": resumable,
+            "tracebacks": tracebacks,
         }
         container: Self
 
@@ -214,7 +230,9 @@ class Container:
 
         # It listens before the container is made, which has to know the port that was given for port 0, and
         # serves after.
-        server = await channel.start_server(addr, connected, ssl=server_ssl, start_serving=False, **wire)
+        server = await channel.start_server(
+            addr, connected, ssl=server_ssl, insecure=insecure, start_serving=False, **wire
+        )
         try:
             place = server.address.place
             base_url = _get_base_url(place if isinstance(place, tuple) else addr)
@@ -261,6 +279,7 @@ class Container:
             codec=connect_kwargs.get("codec"),
             extra_serializers=connect_kwargs.get("extra_serializers") or (),
             limits=connect_kwargs.get("limits", DEFAULT_LIMITS),
+            shows_errors=connect_kwargs.get("tracebacks", False),
             peers=self._peers,
             url=base_url,
         )
@@ -362,6 +381,7 @@ class Container:
         Raises:
             ConnectError: Nobody answers (a ``ConnectionRefusedError``; for a missing socket path a
                 ``FileNotFoundError`` as well).
+            TLSError: One of both sides refuses the other one; at once, whatever *timeout* says.
             AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
             AddressError: *url* does not parse (a ``ValueError``).
             ClosedByUsError: This container was shut down.
@@ -401,6 +421,8 @@ class Container:
             raise ConnectError(address.url, f"it is connected, but {error}") from error
         except RemoteLookupError as error:
             raise ConnectError(address.url, f"no container answers there: {error.message}") from error
+        except TLSRefusedError as error:
+            raise TLSError(address.url, error.reason) from error
         return class_name
 
     @router.expose
@@ -499,6 +521,7 @@ class Container:
             codec=self._connect_kwargs["codec"],
             extra_serializers=self._connect_kwargs["extra_serializers"],
             limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
+            tracebacks=self._connect_kwargs.get("tracebacks", False),
         )
         # What is called through it has nothing to do with who happens to connect first.
         near, far = await self._loop.create_task(pair, context=contextvars.Context())

@@ -74,7 +74,15 @@ REFERENCE_NAME: Final = "aiomas_ng.service"
 OF_SENDER, OF_RECEIVER, OF_THIRD = 0, 1, 2
 
 #: What of the way in which a peer was connected to also holds for third parties.
-SHARED_OPTIONS: Final[tuple[str, ...]] = ("loop", "codec", "extra_serializers", "limits", "resumable", "ssl")
+SHARED_OPTIONS: Final[tuple[str, ...]] = (
+    "loop",
+    "codec",
+    "extra_serializers",
+    "limits",
+    "resumable",
+    "tracebacks",
+    "ssl",
+)
 
 
 async def open_connection(
