@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import ssl
 import stat
 import subprocess
@@ -475,6 +476,23 @@ def test_program(tmp_path: Path) -> None:
     assert Authority.open(tmp_path / "x").names == ["alice"]
     result = subprocess.run([*command, "nonsense"], check=False, timeout=60, capture_output=True)
     assert result.returncode == 2
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("page", ["howto/tls.md", "reference/ca.md"])
+def test_commands_in_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """Every command on the page does what it says, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    commands = re.findall(r"python -m aiomas_ng\.ca (.+?)(?:`|$)", text, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        args = re.sub(r"\[NAME \.\.\.\]|NAME \.\.\.|NAME", "name", command).replace("DIR", "made").split()
+        if args[0] == "issue" and page.startswith("reference"):
+            args[-1] = "other"
+        assert main(args) == 0, command
 
 
 def test_missing_package() -> None:

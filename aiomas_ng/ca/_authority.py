@@ -170,7 +170,7 @@ class Authority:
         Args:
             name: Whom it is for; it is the name of the files as well.
             hosts: DNS names and addresses that its owner can be connected to by; by default
-                :data:`DEFAULT_HOSTS`.
+                ``DEFAULT_HOSTS``.
             roles: What its owner may be taken for.
             days: For how long it is valid, at most as long as the authority.
             force: Replace files that are there. The certificate in them stays valid, unless it is revoked
