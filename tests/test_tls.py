@@ -24,7 +24,7 @@ import aiomas_ng
 from aiomas_ng import channel as channels
 from aiomas_ng import codecs, rpc
 from aiomas_ng._core.tls_reasons import ALERT, explain_handshake, is_alert, is_client_hello
-from aiomas_ng._io import tls_handshake
+from aiomas_ng._io import tls, tls_handshake
 from aiomas_ng._io.endpoint import as_address
 from aiomas_ng._io.tls import Threshold
 from aiomas_ng._io.tls_mistakes import is_mistaken
@@ -459,6 +459,66 @@ def test_client_that_does_not_go(
     on_loop(scenario())
     (line,) = refusals(caplog)
     assert "does not speak TLS" in line
+
+
+def test_crowd(
+    on_loop: Callable[..., Any],
+    parties: Parties,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only so many handshakes are under way at a time; more are refused, which is logged once; when those
+    that were begun have ended, all is well."""
+    monkeypatch.setattr(tls, "MAX_HANDSHAKES", 3)
+
+    async def scenario() -> None:
+        context = parties.context("good", is_server=False)
+        async with serving(("127.0.0.1", 0), parties.context("good", is_server=True)) as (server, _):
+            idle = [await asyncio.open_connection(*server.address.place) for _ in range(3)]
+            assert server._entrance is not None
+            while len(server._entrance._tasks) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            for _ in range(5):
+                with pytest.raises(ConnectError, match="ended the connection"):
+                    await ping(server.url, context)
+            assert refusals(caplog) == ["refusing connections: 3 TLS handshakes are under way"]
+            for _, writer in idle:
+                writer.close()
+            assert await ping(server.url, context, timeout=10) == "pong"
+
+    on_loop(scenario())
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+async def test_taken_up_again(parties: Parties, place: Any, side: str) -> None:
+    """A resumable connection over TLS that is cut is taken up again, with the call that is under way; the
+    server has checked the certificate once more."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Agent):
+        @aiomas_ng.expose
+        async def ask(self) -> str:
+            asked.set()
+            await answer.wait()
+            return "answer"
+
+    good = parties.certs["good"]
+    async with contextlib.AsyncExitStack() as stack:
+        near = await Container.create(place, ssl=good, as_coro=True)
+        stack.push_async_callback(near.shutdown, as_coro=True)
+        far = await Container.create(("127.0.0.1", 0), ssl=good, as_coro=True)
+        stack.push_async_callback(far.shutdown, as_coro=True)
+        proxy = await far.connect(Slow(near).addr)
+        reply = proxy.ask()
+        await asked.wait()
+        (client,) = (near if side == "near" else far)._connections
+        wire = client.channel.transport.wire
+        wire.abort()
+        while client.channel.transport.wire in (None, wire):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        answer.set()
+        assert await reply == "answer"
+        assert client.channel.get_extra_info("ssl_object").version() == "TLSv1.3"
 
 
 def test_server_closed_meanwhile(on_loop: Callable[..., Any], parties: Parties) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng._core.tls_reasons import explain_handshake
 from aiomas_ng._io.connection import logger
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from aiomas_ng.channel import ChannelProtocol
 
 __all__ = ["Entrance", "Threshold", "secure_client"]
+
+#: Handshakes that one server has under way at a time.
+MAX_HANDSHAKES: Final = 500
 
 T = TypeVar("T", bound=asyncio.BaseProtocol)
 ProtocolFactory = Callable[[], "ChannelProtocol"]
@@ -201,6 +204,7 @@ class Entrance:
         self._factory = factory
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_crowded = False
 
     def __call__(self) -> Threshold:
         return Threshold(self._connected)
@@ -211,6 +215,14 @@ class Entrance:
             task.cancel()
 
     def _connected(self, threshold: Threshold) -> None:
+        if len(self._tasks) >= MAX_HANDSHAKES:
+            # Each holds some 300 KB, and whoever can reach the port can begin one.
+            if not self._is_crowded:
+                self._is_crowded = True
+                logger.warning("refusing connections: %d TLS handshakes are under way", MAX_HANDSHAKES)
+            threshold.transport.abort()
+            return
+        self._is_crowded = False
         task = self._loop.create_task(self._let_in(threshold))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
