@@ -46,6 +46,8 @@ from aiomas_ng.exceptions import (
     ConnectError,
     DeadlineExceededError,
     RemoteLookupError,
+    TLSError,
+    TLSRefusedError,
 )
 from aiomas_ng.forwarding import Forwarder
 from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
@@ -124,6 +126,8 @@ class Container(PeerWatching):
         resumable: bool = True,
         access: Rule | None = None,
         liveness: Liveness | None = DEFAULT_LIVENESS,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Self: ...
     @overload
     @classmethod
@@ -141,6 +145,8 @@ class Container(PeerWatching):
         resumable: bool = True,
         access: Rule | None = None,
         liveness: Liveness | None = DEFAULT_LIVENESS,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -157,6 +163,8 @@ class Container(PeerWatching):
         resumable: bool = True,
         access: Rule | None = None,
         liveness: Liveness | None = DEFAULT_LIVENESS,
+        tracebacks: bool = False,
+        insecure: bool = False,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -183,6 +191,9 @@ class Container(PeerWatching):
                 everybody who can connect. It is the attribute ``access`` of the container, too.
             liveness: When and how patiently the peer of a connection is asked whether it is there; ``None``
                 for never.
+            tracebacks: Whether peers get the tracebacks of exceptions in our agents, besides type and
+                message, and of those in resources type and message; else these are in our log.
+            insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -192,7 +203,15 @@ class Container(PeerWatching):
             AddressError: *addr* is no address.
             RuntimeError: An event loop is running already, and *as_coro* is not set.
         """
-        coro = cls._create(addr, clock, codec, extra_serializers, ssl, limits, resumable, access, liveness)
+        wire = {
+            "codec": codec or channel.DEFAULT_CODEC,
+            "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
+            "limits": limits,
+            "resumable": resumable,
+            "liveness": liveness,
+            "tracebacks": tracebacks,
+        }
+        coro = cls._create(addr, clock, ssl, access, insecure, wire)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -200,22 +219,12 @@ class Container(PeerWatching):
         cls,
         addr: Any,
         clock: clocks.BaseClock | None,
-        codec: Any,
-        extra_serializers: Any,
         ssl: Any,
-        limits: Limits,
-        resumable: bool,
         access: Rule | None,
-        liveness: Liveness | None,
+        insecure: bool,
+        wire: dict[str, Any],
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
-        wire: dict[str, Any] = {
-            "codec": codec or channel.DEFAULT_CODEC,
-            "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
-            "limits": limits,
-            "resumable": resumable,
-            "liveness": liveness,
-        }
         container: Self
 
         def connected(chan: channel.Channel) -> None:
@@ -223,7 +232,9 @@ class Container(PeerWatching):
 
         # It listens before the container is made, which has to know the port that was given for port 0, and
         # serves after.
-        server = await channel.start_server(addr, connected, ssl=server_ssl, start_serving=False, **wire)
+        server = await channel.start_server(
+            addr, connected, ssl=server_ssl, insecure=insecure, start_serving=False, **wire
+        )
         try:
             place = server.address.place
             base_url = _get_base_url(place if isinstance(place, tuple) else addr)
@@ -271,6 +282,7 @@ class Container(PeerWatching):
             codec=connect_kwargs.get("codec"),
             extra_serializers=connect_kwargs.get("extra_serializers") or (),
             limits=connect_kwargs.get("limits", DEFAULT_LIMITS),
+            shows_errors=connect_kwargs.get("tracebacks", False),
             peers=self._peers,
             url=base_url,
         )
@@ -372,6 +384,7 @@ class Container(PeerWatching):
         Raises:
             ConnectError: Nobody answers (a ``ConnectionRefusedError``; for a missing socket path a
                 ``FileNotFoundError`` as well).
+            TLSError: One of both sides refuses the other one; at once, whatever *timeout* says.
             AgentNotFoundError: The container there has no such agent (a ``ConnectionError``).
             RemoteAccessError: The agent, or its container, is not for us (a ``PermissionError``).
             AddressError: *url* does not parse (a ``ValueError``).
@@ -412,6 +425,8 @@ class Container(PeerWatching):
             raise ConnectError(address.url, f"it is connected, but {error}") from error
         except RemoteLookupError as error:
             raise ConnectError(address.url, f"no container answers there: {error.message}") from error
+        except TLSRefusedError as error:
+            raise TLSError(address.url, error.reason) from error
         return class_name
 
     @router.expose
@@ -511,6 +526,7 @@ class Container(PeerWatching):
             codec=self._connect_kwargs["codec"],
             extra_serializers=self._connect_kwargs["extra_serializers"],
             limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
+            tracebacks=self._connect_kwargs.get("tracebacks", False),
         )
         # What is called through it has nothing to do with who happens to connect first.
         near, far = await self._loop.create_task(pair, context=contextvars.Context())

@@ -28,6 +28,7 @@ from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io import tls_mistakes
 from aiomas_ng._io.answerer import Request
 from aiomas_ng._io.bulk import BulkReader
 from aiomas_ng._io.connection import logger
@@ -88,6 +89,7 @@ async def open_connection(
     limits: Limits = DEFAULT_LIMITS,
     resumable: bool = False,
     liveness: Liveness | None = None,
+    tracebacks: bool = False,
     **kwds: Any,
 ) -> Channel:
     """Connect to *addr* and return the :class:`Channel`.
@@ -106,11 +108,17 @@ async def open_connection(
         resumable: If the connection breaks, take it up again, with all that was under way, provided that the
             server is resumable as well.
         liveness: When and how patiently the peer is asked whether it is there, by default never.
-        **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``, for example
-            ``ssl``.
+        tracebacks: Whether the peer gets the tracebacks of exceptions on this side, besides type and message;
+            else these are in our log.
+        **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
+            context for TLS; the certificate of a server at a Unix socket has to be for ``localhost``, or for
+            ``server_hostname``.
 
     Raises:
         ConnectError: Nobody answers at *addr* (a ``ConnectionRefusedError``).
+        TLSError: One of both sides refuses the other one; it is not tried again. That a server refuses the
+            certificate of the client only shows at the first call
+            (:exc:`~aiomas_ng.exceptions.TLSRefusedError`).
         SocketPathError: Nor does the socket's path exist (a ``FileNotFoundError`` as well).
         AddressError: *addr* is no address.
 
@@ -124,7 +132,9 @@ async def open_connection(
         return await dial(addr, make_protocol, timeout=0, loop=loop, **kwds)
 
     def factory() -> ChannelProtocol:
-        protocol = ChannelProtocol(instance, loop=loop, limits=limits, liveness=liveness)
+        protocol = ChannelProtocol(
+            instance, loop=loop, limits=limits, liveness=liveness, tracebacks=tracebacks
+        )
         if resumable:
             protocol.make_resumable(redial=redial)
         return protocol
@@ -144,6 +154,8 @@ async def start_server(
     limits: Limits = DEFAULT_LIMITS,
     resumable: bool = False,
     liveness: Liveness | None = None,
+    tracebacks: bool = False,
+    insecure: bool = False,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
@@ -157,7 +169,10 @@ async def start_server(
         limits: Bounds of this side of each connection.
         resumable: Let clients that ask for it take up connections that broke.
         liveness: As for :func:`open_connection`.
-        **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``, for example ``ssl``.
+        tracebacks: As for :func:`open_connection`.
+        insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
+        **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
+            TLS; who is refused then leaves a line in the log, and meets no part of the program.
 
     Raises:
         AddressInUseError: Somebody listens on *addr* already.
@@ -170,14 +185,19 @@ async def start_server(
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
         protocol = ChannelProtocol(
-            make_codec(), client_connected_cb, loop=loop, limits=limits, liveness=liveness
+            make_codec(),
+            client_connected_cb,
+            loop=loop,
+            limits=limits,
+            liveness=liveness,
+            tracebacks=tracebacks,
         )
         protocol._connections = connections
         if resumable:
             protocol.make_resumable(sessions=sessions)
         return protocol
 
-    return await listen(addr, factory, loop=loop, **kwds)
+    return await listen(addr, factory, loop=loop, insecure=insecure, **kwds)
 
 
 async def open_pair(
@@ -187,6 +207,7 @@ async def open_pair(
     codec: CodecFactory | None = None,
     extra_serializers: Serializers = (),
     limits: Limits = DEFAULT_LIMITS,
+    tracebacks: bool = False,
 ) -> tuple[Channel, Channel]:
     """Return the two ends of a channel within this process: no server, no socket, the same semantics.
 
@@ -196,9 +217,12 @@ async def open_pair(
         codec: As for :func:`open_connection`.
         extra_serializers: As for :func:`open_connection`.
         limits: Bounds of both ends.
+        tracebacks: As for :func:`open_connection`, for both ends.
     """
     make_codec = _codec_factory(codec, extra_serializers)
-    near, far = (ChannelProtocol(make_codec(), loop=loop, limits=limits) for _ in range(2))
+    near, far = (
+        ChannelProtocol(make_codec(), loop=loop, limits=limits, tracebacks=tracebacks) for _ in range(2)
+    )
     await local_queue.create_pair(lambda: near, lambda: far, names=(name, name), loop=loop)
     assert near.channel is not None
     assert far.channel is not None
@@ -240,6 +264,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         loop: The event loop.
         limits: Bounds of this side.
         liveness: When the peer is asked whether it is there, by default never.
+        tracebacks: Whether the peer gets tracebacks.
     """
 
     def __init__(
@@ -250,8 +275,10 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         limits: Limits = DEFAULT_LIMITS,
         liveness: Liveness | None = None,
+        tracebacks: bool = False,
     ) -> None:
         super().__init__(loop, limits)
+        self.tracebacks = tracebacks
         tuning.keep_freed_memory()
         self._resumption: Resumption | None = None
         self.codec = codec
@@ -317,6 +344,9 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             # As nearly always where one call follows the other: there is nothing to gather.
             if self.channel is not None and self.channel._error is None:
                 self._take_payload(data[4:])
+        elif not self._is_decoding_known and not parser.unfinished and tls_mistakes.is_mistaken(data):
+            assert self.channel is not None
+            tls_mistakes.refuse_mistaken(self.channel, data)
         else:
             frames = parser.feed(data)
             if frames:
@@ -495,6 +525,11 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         return [self._callback_task, self._resumption.task if self._resumption is not None else None]
 
     def _lost_error(self, exc: Exception | None) -> ChannelClosedError:
+        if not self._is_decoding_known and self.channel is not None:
+            error = tls_mistakes.explain_loss(self.channel, exc)
+            if error is not None:
+                error.__cause__ = exc
+                return error
         reason = "the peer closed the connection" if exc is None else f"the connection broke: {exc}"
         unfinished = self._parser.unfinished
         if unfinished:

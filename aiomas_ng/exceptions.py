@@ -19,11 +19,13 @@
     │   ├── ConnectionStalledError   + ConnectionAbortedError
     │   └── ResumptionError          a session could not be proven to be the one that was interrupted
     ├── ConnectError               + ConnectionRefusedError: nobody answers at the address
-    │   └── SocketPathError          + FileNotFoundError: nor does its path exist
+    │   ├── SocketPathError          + FileNotFoundError: nor does its path exist
+    │   └── TLSError                 + ssl.SSLError: the two sides cannot agree on a TLS connection
     ├── ChannelClosedError         + ConnectionResetError
     │   ├── ClosedByPeerError
     │   │   ├── PeerUnresponsiveError  it gave no sign of life
-    │   │   └── SessionLostError       it broke, and could not be taken up again
+    │   │   ├── SessionLostError       it broke, and could not be taken up again
+    │   │   └── TLSRefusedError        + TLSError: it has refused us, for reasons of TLS
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
     │   └── DeadlineExceededError    the deadline around the call has passed
@@ -32,6 +34,7 @@
     ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
     ├── AddressError               + ValueError: an address or URL does not parse
     ├── AddressInUseError          + OSError
+    ├── CredentialsError           + ssl.SSLError: a file of certificates or keys holds something else
     ├── RoutingError               + LookupError: a path leads nowhere
     │   ├── NotExposedError          it leads to something that is not exposed
     │   └── AgentRestartingError     it leads to an agent that is just being restarted
@@ -50,6 +53,7 @@ and put it into words in ``str()``.
 from __future__ import annotations
 
 import errno
+import ssl
 from typing import Any
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "ClosedByUsError",
     "ConnectError",
     "ConnectionStalledError",
+    "CredentialsError",
     "DeadlineExceededError",
     "DeserializationError",
     "FrameTooLargeError",
@@ -91,6 +96,8 @@ __all__ = [
     "SocketPathError",
     "SpawnError",
     "StreamError",
+    "TLSError",
+    "TLSRefusedError",
     "TaskEndedError",
     "UnknownFrameTypeError",
     "UnknownReplyError",
@@ -250,6 +257,14 @@ class SocketPathError(ConnectError, FileNotFoundError):
     """The path of a Unix domain socket does not exist."""
 
 
+class TLSError(ConnectError, ssl.SSLError):
+    """No TLS connection could be agreed on: certificates, versions, or only one of the two sides uses TLS.
+
+    It says which side objects, to what, and what would be right. It is not tried again: time mends nothing
+    of it. The error of the :mod:`ssl` module, if there was one, is its cause.
+    """
+
+
 class ChannelClosedError(AiomasError, ConnectionResetError):
     """The channel is closed.
 
@@ -283,6 +298,28 @@ class SessionLostError(ClosedByPeerError):
 class PeerUnresponsiveError(ClosedByPeerError):
     """The peer has given no sign of life for too long, so the connection was given up; see
     :class:`~aiomas_ng.liveness.Liveness`."""
+
+
+class TLSRefusedError(ClosedByPeerError, TLSError):
+    """The peer has refused us for reasons of TLS after the connection was made.
+
+    With TLS 1.3 the client's side of a connection is complete before the server has looked at the client's
+    certificate, so this comes with the first call. Calls that it fails were certainly not executed.
+
+    Args:
+        reason: Why, in words.
+        was_sent: As for :class:`ChannelClosedError`.
+    """
+
+    def __init__(self, reason: str, was_sent: bool | None = None) -> None:
+        super().__init__(reason, None if was_sent is None else False)
+        # The two bases have different arguments; what counts here is that the connection has ended.
+        self.args = (errno.ECONNRESET, reason)
+        self.errno, self.strerror = self.args
+        self.address: Any = None
+        self.reason = reason
+
+    __str__ = ChannelClosedError.__str__
 
 
 class ClosedByUsError(ChannelClosedError):
@@ -370,6 +407,23 @@ class AddressInUseError(AiomasError, OSError):
 
     def __str__(self) -> str:
         return f"address {self.address} is in use: somebody listens there already"
+
+
+class CredentialsError(AiomasError, ssl.SSLError):
+    """A file for TLS does not hold what it should, or does not fit the others.
+
+    Args:
+        path: The file.
+        reason: What is wrong, and what was expected.
+    """
+
+    def __init__(self, path: Any, reason: str) -> None:
+        super().__init__(errno.EINVAL, f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 class RoutingError(AiomasError, LookupError):

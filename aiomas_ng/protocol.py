@@ -220,6 +220,7 @@ class Context(Verbs):
         loggername: str = "coap-server",
         loop: asyncio.AbstractEventLoop | None = None,
         _ssl_context: Any = None,
+        insecure: bool = False,
         multicast: Iterable[Any] = (),
         server_credentials: Any = None,
         transports: Iterable[str] | None = None,
@@ -235,6 +236,7 @@ class Context(Verbs):
             loggername: Name of the logger.
             loop: The event loop, by default the running one.
             _ssl_context: The same as *server_credentials*.
+            insecure: To listen on all interfaces without TLS is meant, and needs no warning.
             multicast: Has to be empty: there is no UDP here.
             server_credentials: See :class:`Context`.
             transports: Names of the transports that may be used, see :class:`Context`.
@@ -260,14 +262,18 @@ class Context(Verbs):
         )
         try:
             for addr in bind if isinstance(bind, list) else [bind]:
-                await context.listen(addr)
+                await context.listen(addr, insecure=insecure)
         except BaseException:
             await context.shutdown()
             raise
         return context
 
-    async def listen(self, addr: Any = None) -> Server:
-        """Accept connections at a further address, as *bind* of :meth:`create_server_context`.
+    async def listen(self, addr: Any = None, *, insecure: bool = False) -> Server:
+        """Accept connections at a further address.
+
+        Args:
+            addr: As *bind* of :meth:`create_server_context`.
+            insecure: To listen on all interfaces without TLS is meant, and needs no warning.
 
         Raises:
             AddressInUseError, AddressError, ValueError: As for :meth:`create_server_context`.
@@ -282,11 +288,15 @@ class Context(Verbs):
         credentials = self.server_credentials
         if isinstance(as_address(addr), LocalQueue):
             credentials = None  # nothing leaves the process
-        if isinstance(addr, tuple) and addr[0] in util.WILDCARD_HOSTS and credentials is None:
-            self.log.warning("listening on all interfaces without TLS: whoever can reach %r can use it", addr)
         ssl = util.as_ssl_context(credentials, is_server=True)
         server = await channels.start_server(
-            addr, self._accept, loop=self.loop, start_serving=False, ssl=ssl, **self._wire
+            addr,
+            self._accept,
+            loop=self.loop,
+            start_serving=False,
+            ssl=ssl,
+            insecure=insecure,
+            **self._wire,
         )
         try:
             self._check_transport(server.address, is_tls=ssl is not None)

@@ -82,6 +82,7 @@ SHARED_OPTIONS: Final[tuple[str, ...]] = (
     "limits",
     "liveness",
     "resumable",
+    "tracebacks",
     "ssl",
 )
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
+import re
 import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import arrow
 
 from aiomas_ng._core.deadline import get_context_without
+from aiomas_ng.exceptions import CredentialsError
 
 __all__ = [
     "WILDCARD_HOSTS",
@@ -35,6 +39,9 @@ T = TypeVar("T")
 WILDCARD_HOSTS: Final = (None, "", "::", "0.0.0.0")
 
 StrPath = str | PathLike[str]
+
+#: What a list of revoked certificates begins with.
+CRL_HEADER: Final = "-----BEGIN X509 CRL-----"
 
 _background_tasks: set[asyncio.Task[Any]] = set()
 """The tasks of :func:`create_task` until they are done: a loop itself keeps only weak references."""
@@ -210,16 +217,19 @@ def as_ssl_context(credentials: Any, *, is_server: bool) -> ssl.SSLContext | Non
 def make_ssl_server_context(cafile: StrPath, certfile: StrPath, keyfile: StrPath) -> ssl.SSLContext:
     """Return a TLS context for servers that know their clients.
 
-    TLS 1.3 or later, without compression.  A client must show a certificate as well.
+    TLS 1.3 or later, without compression.  A client must show a certificate as well, at each connection:
+    sessions cannot be resumed.
 
     Args:
-        cafile: Certificates of the authority that has signed those of the clients (PEM).
+        cafile: Certificates of the authority that has signed those of the clients (PEM).  If there is a list
+            of revoked certificates in it, those are refused.
         certfile: Certificate of the server, with the chain up to the authority (PEM).
         keyfile: Private key of the server (PEM).
 
     Raises:
-        OSError: A file cannot be read.
-        ssl.SSLError: A file holds something else, or key and certificate do not match.
+        OSError: A file cannot be read; says which, and what it is for.
+        CredentialsError: A file holds something else, or key and certificate do not match (an
+            ``ssl.SSLError``).
     """
     return _make_ssl_context(ssl.PROTOCOL_TLS_SERVER, cafile, certfile, keyfile)
 
@@ -230,13 +240,15 @@ def make_ssl_client_context(cafile: StrPath, certfile: StrPath, keyfile: StrPath
     The server's certificate must be issued to the host name that the client connects to.
 
     Args:
-        cafile: Certificates of the authority that has signed that of the server (PEM).
+        cafile: Certificates of the authority that has signed that of the server (PEM).  If there is a list of
+            revoked certificates in it, those are refused.
         certfile: Certificate of the client, with the chain up to the authority (PEM).
         keyfile: Private key of the client (PEM).
 
     Raises:
-        OSError: A file cannot be read.
-        ssl.SSLError: A file holds something else, or key and certificate do not match.
+        OSError: A file cannot be read; says which, and what it is for.
+        CredentialsError: A file holds something else, or key and certificate do not match (an
+            ``ssl.SSLError``).
     """
     context = _make_ssl_context(ssl.PROTOCOL_TLS_CLIENT, cafile, certfile, keyfile)
     context.check_hostname = True
@@ -248,6 +260,55 @@ def _make_ssl_context(protocol: int, cafile: StrPath, certfile: StrPath, keyfile
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_COMPRESSION
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cafile=cafile)
-    context.load_cert_chain(certfile=certfile, keyfile=keyfile)
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        # A session that is resumed is not checked anew: who has a ticket could come in with a certificate
+        # that has expired, or was revoked, meanwhile.
+        context.num_tickets = 0
+    authorities = _read_pem(cafile, "CERTIFICATE", "the certificate of the authority (cafile)")
+    _read_pem(certfile, "CERTIFICATE", "our certificate (certfile)")
+    _read_pem(keyfile, "PRIVATE KEY", "our private key (keyfile)")
+    try:
+        context.load_verify_locations(cadata=authorities)
+    except ssl.SSLError as error:
+        raise CredentialsError(cafile, f"the certificate of the authority is damaged: {error}") from error
+    if CRL_HEADER in authorities:
+        # OpenSSL takes the list from the file only.
+        context.load_verify_locations(cafile=cafile)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+    def refuse_password() -> str:
+        raise CredentialsError(keyfile, "the private key is encrypted; expected one that needs no password")
+
+    try:
+        context.load_cert_chain(certfile=certfile, keyfile=keyfile, password=refuse_password)
+    except CredentialsError:
+        raise
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            text = f"the private key does not belong to the certificate in {certfile}"
+            raise CredentialsError(keyfile, text) from error
+        raise CredentialsError(certfile, f"certificate or key ({keyfile}) are damaged: {error}") from error
     return context
+
+
+def _read_pem(path: StrPath, kind: str, what: str) -> str:
+    """Return the text of a PEM file.
+
+    Args:
+        path: The file.
+        kind: What the labels in it have to end with.
+        what: What it is for.
+
+    Raises:
+        OSError: It cannot be read.
+        CredentialsError: It holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot read {what}: {error.strerror}", os.fspath(path)) from error
+    labels = re.findall("-----BEGIN ([A-Z0-9 ]+)-----", text)
+    if not any(label.endswith(kind) for label in labels):
+        found = f"but it has {', '.join(sorted(set(labels)))}" if labels else "but it is no PEM file"
+        raise CredentialsError(path, f"expected {what}, a PEM file with '-----BEGIN {kind}-----', {found}")
+    return text

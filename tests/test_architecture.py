@@ -14,7 +14,7 @@ LAYERS = [
     {"exceptions", "liveness", "tuning"},
     {"_core"},
     {"util", "_io.local_transport"},
-    {"codecs", "clocks", "local_queue", "deadlines"},
+    {"codecs", "ca", "clocks", "local_queue", "deadlines"},
     {"_io"},
     {"channel", "access", "supervision"},
     {"content"},

@@ -215,8 +215,11 @@ async def test_a_foreign_client_may_write_json_in_its_own_style(style: dict[str,
 
 
 async def test_a_foreign_client_gets_failures_as_lists_of_strings() -> None:
-    """A failure is type, message and traceback lines; the connection goes on."""
+    """A failure is type, message and, where they are switched on, traceback lines; the connection goes on."""
     async with foreign_client() as (foreign, _):
+        kind, content = await foreign.call(0, "fail")
+        assert (kind, list(content)) == (EXCEPTION, ["KeyError", "'é'"])
+    async with foreign_client(tracebacks=True) as (foreign, _):
         kind, (type_name, message, *lines) = await foreign.call(0, "fail")
         assert (kind, type_name, message) == (EXCEPTION, "KeyError", "'é'")
         assert "".join(lines).startswith("Traceback (most recent call last):\n")

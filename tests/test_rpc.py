@@ -876,7 +876,7 @@ async def test_cancelled_call_harms_no_other(transport: Transport) -> None:
 @pytest.mark.parametrize("function", ["fail_with", "fail_later_with"])
 async def test_remote_exception_says_what_happened(transport: Transport, function: str) -> None:
     """The error at the caller has the peer's address, type, message, traceback, path and method."""
-    async with connected(transport, Office()) as session:
+    async with connected(transport, Office(), tracebacks=True) as session:
         with pytest.raises(RemoteException) as caught:
             await getattr(session.remote, function)("value")
         error = caught.value

@@ -54,9 +54,9 @@ async def new_container(**kwargs: Any) -> AsyncIterator[Container]:
 
 
 @contextlib.asynccontextmanager
-async def new_manager(**kwargs: Any) -> AsyncIterator[subproc.Manager]:
+async def new_manager(tracebacks: bool = False, **kwargs: Any) -> AsyncIterator[subproc.Manager]:
     """A manager in a container of this process."""
-    async with new_container() as container:
+    async with new_container(tracebacks=tracebacks) as container:
         yield subproc.Manager(container, **kwargs)
 
 
@@ -204,8 +204,9 @@ async def test_spawn_refuses_a_factory_that_makes_something_else() -> None:
 
 
 async def test_spawn_passes_on_what_the_agent_raises() -> None:
-    """An exception in an agent's constructor arrives with type, message and traceback."""
-    async with new_manager() as manager, new_container() as container:
+    """An exception in an agent's constructor arrives with type, message and traceback, if that is switched
+    on."""
+    async with new_manager(tracebacks=True) as manager, new_container() as container:
         remote = await container.connect(manager.addr)
         with pytest.raises(RemoteException, match=r"subproc_agents.py") as caught:
             await remote.spawn(f"{AGENTS}:Broken")

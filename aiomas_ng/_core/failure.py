@@ -20,9 +20,10 @@ from aiomas_ng.exceptions import (
     RemoteOverloadError,
     RemoteRestartingError,
     RemoteSerializationError,
+    SerializationError,
 )
 
-__all__ = ["MAX_TEXT", "MAX_TRACEBACK", "describe", "rebuild"]
+__all__ = ["MAX_TEXT", "MAX_TRACEBACK", "describe", "is_fault", "rebuild"]
 
 #: Longest message or traceback line that is sent, in characters.
 MAX_TEXT: Final = 8192
@@ -51,8 +52,14 @@ REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
 _OUR_FILES = os.path.dirname(exceptions.__file__) + os.sep
 
 
-def describe(exception: BaseException) -> list[str]:
-    """Return *exception* as the list of strings that is sent: type name, message, traceback lines."""
+def describe(exception: BaseException, *, has_traceback: bool = True) -> list[str]:
+    """Return *exception* as the list of strings that is sent: type name, message, traceback lines.
+
+    Args:
+        exception: The exception.
+        has_traceback: Whether the peer is told the traceback, which shows code, paths and what is in the
+            messages of the causes.
+    """
     name = type(exception).__name__
     if type(exception) is AccessDeniedError:
         # Also of a handler's own check. Who is denied something is told that, and not how it is decided.
@@ -68,6 +75,8 @@ def describe(exception: BaseException) -> list[str]:
         message = str(exception)
     except Exception as error:
         message = f"<str() of the exception failed: {short(error)}>"
+    if not has_traceback:
+        return [_clean(name), _clean(message)]
     try:
         tb, cause = _user_traceback(exception), exception.__cause__
         # Where no code of a user's took part, the way through ours would only hide what is wrong.
@@ -76,6 +85,20 @@ def describe(exception: BaseException) -> list[str]:
     except Exception as error:  # the module relies on the attributes of exceptions, and they can be anything
         lines = [f"{name}: {message}\n", f"<the traceback could not be formatted: {short(error)}>\n"]
     return [_clean(text) for text in (name, message, *lines[-MAX_TRACEBACK:])]
+
+
+def is_fault(exception: BaseException) -> bool:
+    """Return whether *exception* has come out of a user's code, so that somebody has to see its traceback.
+
+    A peer that asks for what is not there, or sends what cannot be decoded, is none of these.
+    """
+    if not isinstance(exception, Exception):
+        return False  # a cancellation, or the end of the program
+    if _user_traceback(exception) is not None:
+        return True
+    cause = exception.__cause__
+    is_sent_value = isinstance(exception, SerializationError)
+    return is_sent_value and cause is not None and _user_traceback(cause) is not None
 
 
 def rebuild(origin: Any, content: Any) -> RemoteException:

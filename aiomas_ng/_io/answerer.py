@@ -360,14 +360,22 @@ class Answerer(Connection):
         except (SerializationError, FrameTooLargeError) as error:
             self._answer_error(msg_id, error)
 
+    def _describe(self, error: BaseException) -> list[str]:
+        """Return *error* as the peer is told of it; what it is not told goes to the log."""
+        has_traceback = self._protocol.tracebacks
+        if not has_traceback and failure.is_fault(error):
+            logger.error("a request from %s failed", self._protocol._peername(), exc_info=error)
+        return failure.describe(error, has_traceback=has_traceback)
+
     def _answer_error(self, msg_id: int | str | None, error: BaseException) -> None:
         if self._error is not None:
             return
+        description = self._describe(error)
         try:
-            self._protocol.write(self._encode((EXCEPTION, msg_id, failure.describe(error))))
+            self._protocol.write(self._encode((EXCEPTION, msg_id, description)))
         except FrameTooLargeError:
             # A limit so small that even a traceback does not fit: the shortest form there is.
-            self._protocol.write(self._encode((EXCEPTION, msg_id, [failure.describe(error)[0], ""])))
+            self._protocol.write(self._encode((EXCEPTION, msg_id, [description[0], ""])))
         except SerializationError as cause:
             # Of all that is in the frame, only the id is not ours.
             self._note_violation(MalformedFrameError(f"a request has an id that cannot be encoded: {cause}"))

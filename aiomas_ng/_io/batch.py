@@ -272,14 +272,14 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
         except BaseException as error:  # even CancelledError: the function has it from some other future
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 channel._loop.call_soon(raise_, error)
-            errors.append((index, _describe(call, error)))
+            errors.append((index, _describe(channel, call, error)))
             result = None
         results.append(result)
     if len(waiting) + len(channel._running) + channel._batched > channel._limits.requests:
         overload = OverloadError("too many requests of this connection are being worked on")
         for index, awaitable in waiting:
             dispose(awaitable)
-            errors.append((index, failure.describe(overload)))
+            errors.append((index, channel._describe(overload)))
         waiting = []
     rest = _Rest(channel, results, errors, waiting, [calls[index][0] for index, _ in waiting])
     if waiting:
@@ -294,11 +294,11 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
     channel._protocol.flush()  # there may be more in this read, but this is enough for a write
 
 
-def _describe(call: Any, error: BaseException) -> list[str]:
+def _describe(channel: Answerer, call: Any, error: BaseException) -> list[str]:
     tb = error.__traceback__
     if tb is not None and tb.tb_next is None:  # raised by answer_batch itself, before or at the call
         error = explain_bad_call(call, error)
-    return failure.describe(error)
+    return channel._describe(error)
 
 
 class _Rest:
@@ -370,7 +370,7 @@ class _Rest:
             self._end()
         for (index, _), (result, error) in zip(self._waiting, outcomes, strict=True):
             if error is not None:
-                self._errors.append((index, failure.describe(error)))
+                self._errors.append((index, self._channel._describe(error)))
             else:
                 self._results[index] = result
         try:
@@ -386,7 +386,7 @@ class _Rest:
                 self._channel._encode((RESULT, 0, result))
             except SerializationError as error:
                 self._results[index] = None
-                self._errors.append((index, failure.describe(error)))
+                self._errors.append((index, self._channel._describe(error)))
 
     async def _run_to_end(self, awaitable: Any) -> tuple[Any, BaseException | None]:
         """Return result and error of an ``async`` call."""

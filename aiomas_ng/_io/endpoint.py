@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
+from aiomas_ng._io.connection import logger
 from aiomas_ng._io.expiry import bounded, outside_deadlines
+from aiomas_ng._io.tls import Entrance, Threshold, secure_client
+from aiomas_ng._io.tls_handshake import TLSSettings
 from aiomas_ng.exceptions import (
     AddressError,
     AddressInUseError,
     ClosedByUsError,
     ConnectError,
     SocketPathError,
+    TLSError,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +42,11 @@ LONGEST_PAUSE: Final = 2.0
 
 #: How often a port is looked for that is free on all addresses of a host.
 PORT_ATTEMPTS: Final = 10
+
+#: The name that certificates have to be issued to for Unix sockets, which have no host.
+UNIX_HOST: Final = "localhost"
+#: Addresses that stand for all interfaces.
+WILDCARD_ADDRESSES: Final = ("0.0.0.0", "::")
 
 T = TypeVar("T", bound=asyncio.BaseProtocol)
 ProtocolFactory = Callable[[], "ChannelProtocol"]
@@ -99,12 +108,17 @@ async def _dial(
 ) -> T:
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
+    settings = None
+    if not isinstance(target, local_queue.LocalQueue):
+        settings = TLSSettings.pop(kwds, UNIX_HOST if isinstance(target, str) else target[0])
     while True:
         try:
             if not timeout:  # once, or for ever: as long as the system lets an attempt take
-                return await _connect(target, factory, loop, kwds)
+                return await _connect(target, factory, loop, settings, kwds)
             async with asyncio.timeout(max(0.001, deadline - time.monotonic())):
-                return await _connect(target, factory, loop, kwds)
+                return await _connect(target, factory, loop, settings, kwds)
+        except TLSError:
+            raise  # there is somebody, and time will not make them agree
         except ConnectError:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -120,15 +134,17 @@ async def _connect(
     target: tuple[str, int] | str | local_queue.LocalQueue,
     factory: Callable[[], T],
     loop: asyncio.AbstractEventLoop,
+    settings: TLSSettings | None,
     kwds: dict[str, Any],
 ) -> T:
     connecting: Coroutine[Any, Any, tuple[Any, Any]]
+    make: Callable[[], Any] = factory if settings is None else Threshold
     if isinstance(target, local_queue.LocalQueue):
         connecting = local_queue.create_connection(factory, target, loop=loop, **kwds)
     elif isinstance(target, str):
-        connecting = loop.create_unix_connection(factory, target, **kwds)
+        connecting = loop.create_unix_connection(make, target, **kwds)
     else:
-        connecting = loop.create_connection(factory, *target, **kwds)
+        connecting = loop.create_connection(make, *target, **kwds)
     try:
         with outside_deadlines():  # the transport keeps its context for as long as it lives
             _, protocol = await connecting
@@ -136,8 +152,11 @@ async def _connect(
         raise
     except FileNotFoundError as error:
         raise SocketPathError(target, "the path does not exist") from error
-    except OSError as error:  # among them those of name resolution and TLS, and the system's TimeoutError
+    except OSError as error:  # among them those of name resolution, and the system's TimeoutError
         raise ConnectError(target, error) from error
+    if settings is not None:
+        with outside_deadlines():
+            return await secure_client(protocol, factory, settings, target, loop)
     return protocol  # type: ignore[no-any-return]  # typeshed does not tie it to the factory here
 
 
@@ -159,6 +178,7 @@ class Server:
         )
         self._closed = server.get_loop().create_future()
         self._connections: set[ChannelProtocol] = set()
+        self._entrance: Entrance | None = None  # where clients have to agree on TLS first
 
     def __repr__(self) -> str:
         return f"<Server at {self.url}{'' if self.is_serving() else ', not serving'}>"
@@ -203,6 +223,8 @@ class Server:
             return
         self._closed.set_result(None)
         self._server.close()
+        if self._entrance is not None:
+            self._entrance.close()
         if self._socket_file is not None:
             path, inode = self._socket_file
             with contextlib.suppress(OSError):
@@ -246,9 +268,17 @@ async def listen(
     factory: Callable[[set[ChannelProtocol]], ChannelProtocol],
     *,
     loop: asyncio.AbstractEventLoop,
+    insecure: bool = False,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr*; the *factory* is given the set that the server keeps its connections in.
+
+    Args:
+        addr: The address.
+        factory: Makes the protocol of a connection.
+        loop: The event loop.
+        insecure: To listen on all interfaces without TLS is meant, and needs no warning.
+        **kwds: Options of the loop.
 
     Raises:
         AddressError: *addr* is no address.
@@ -260,9 +290,15 @@ async def listen(
     def make_protocol() -> ChannelProtocol:
         return factory(connections)
 
+    entrance = settings = None
+    make: Callable[[], Any] = make_protocol
+    if not isinstance(target, local_queue.LocalQueue):
+        settings = TLSSettings.pop(kwds, None)
+        if settings is not None:
+            make = entrance = Entrance(settings, make_protocol, loop)
     try:
         with outside_deadlines():  # what is accepted has the context that the server was made in
-            server, address, socket_file = await _listen(target, make_protocol, loop, kwds)
+            server, address, socket_file = await _listen(target, make, loop, kwds)
     except AddressInUseError:
         raise
     except OSError as error:
@@ -271,12 +307,20 @@ async def listen(
         raise
     result = Server(server, address, socket_file)
     result._connections = connections
+    result._entrance = entrance
+    if settings is None and not insecure and _is_on_all_interfaces(result):
+        logger.warning(
+            "listening on all interfaces without TLS, at port %s: whoever can reach this machine can use "
+            "it, and what is sent can be read on the way. Give it certificates (ssl=...), bind it to one "
+            "address, or say that this is meant (insecure=True)",
+            result.address.place[1],
+        )
     return result
 
 
 async def _listen(
     target: tuple[str, int] | str | local_queue.LocalQueue,
-    factory: ProtocolFactory,
+    factory: Callable[[], Any],
     loop: asyncio.AbstractEventLoop,
     kwds: dict[str, Any],
 ) -> tuple[asyncio.AbstractServer, Address, tuple[str, int] | None]:
@@ -294,8 +338,14 @@ async def _listen(
     return server, Address("tcp", (target[0], port)), None
 
 
+def _is_on_all_interfaces(server: Server) -> bool:
+    return server.address.protocol == "tcp" and any(
+        sock.getsockname()[0] in WILDCARD_ADDRESSES for sock in server.sockets
+    )
+
+
 async def _listen_tcp(
-    factory: ProtocolFactory, target: tuple[str, int], loop: asyncio.AbstractEventLoop, kwds: dict[str, Any]
+    factory: Callable[[], Any], target: tuple[str, int], loop: asyncio.AbstractEventLoop, kwds: dict[str, Any]
 ) -> tuple[asyncio.AbstractServer, int]:
     """Return a server and its port, which is one and the same for all the addresses that a host name stands
     for."""

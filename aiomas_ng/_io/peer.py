@@ -15,7 +15,7 @@ from aiomas_ng._core.deadline import Deadline, get_context_without, get_deadline
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
 from aiomas_ng._io.expiry import bounded, check_deadline, run_under
 from aiomas_ng._io.reply import Reply, describe_call
-from aiomas_ng.exceptions import ClosedByUsError, ConnectError, DeadlineExceededError, OverloadError
+from aiomas_ng.exceptions import ClosedByUsError, ConnectError, DeadlineExceededError, OverloadError, TLSError
 
 if TYPE_CHECKING:
     from aiomas_ng._core.addresses import Address
@@ -104,7 +104,7 @@ class Peer:
                         return await self._dial()
                     except ConnectError as error:
                         failure = error
-                        if timeout == 0:
+                        if timeout == 0 or isinstance(error, TLSError):
                             raise
                     # Towards the end attempts get denser, so that one who comes late is still found.
                     end = limit.when()

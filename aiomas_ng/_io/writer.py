@@ -196,13 +196,15 @@ class FrameWriter:
 
     def close_transport(self) -> None:
         """Close the transport, which goes on to write what there is to write."""
-        if not self.transport.is_closing():
+        is_closing = self.transport.is_closing()
+        if not is_closing:
             self.flush()
             while self._held:
                 self._write_held()
         self._gathered.clear()
         self._held.clear()
-        self.transport.close()
+        if not is_closing:  # one of asyncio with TLS cannot be asked for anything when it is closed twice
+            self.transport.close()
 
     def get_unsent_size(self) -> int:
         """Return the number of bytes that wait to be sent."""
