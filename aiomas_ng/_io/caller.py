@@ -19,6 +19,7 @@ from aiomas_ng.exceptions import (
     MalformedFrameError,
     OverloadError,
     ProtocolError,
+    TooManyConnectionsError,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ __all__ = ["Caller"]
 
 #: How a peer calls the error of a frame that is above its limit.
 TOO_LARGE: Final = "aiomas_ng.FrameTooLargeError"
+#: And that of a connection that it has no room for.
+TOO_MANY: Final = "aiomas_ng.TooManyConnectionsError"
 
 #: And that of a call whose deadline has passed there.
 TOO_LATE: Final = "aiomas_ng.DeadlineExceededError"
@@ -188,6 +191,8 @@ class Caller(Connection):
             )
             if self._lane is not None and error.type_name == TOO_LARGE:
                 self._lane.lose(error)
+            if error.type_name == TOO_MANY:
+                self._set_error(TooManyConnectionsError(f"the peer has no room for us: {error.message}"))
             return
         call = self._exchange.settle(msg_id)
         if call is not None and error.type_name == TOO_LATE:

@@ -203,6 +203,11 @@ class Resumption:
         """Whether the connection can be taken up if it breaks now."""
         return self.session.state in (State.OPEN, State.INTERRUPTED)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether there is no transport just now."""
+        return self.session.state is State.INTERRUPTED
+
     def interrupt(self, reason: str, more: float = 0) -> None:
         """The transport broke, or is given up: wait for another one.
 
@@ -339,6 +344,7 @@ class Resumption:
         if self._sessions is not None:
             self._sessions.note_resumed(session.id)
         self.transport.attach(wire)
+        protocol.resumed(wire)
         if head:
             wire.write(head)
         session.resume(wire.write)
