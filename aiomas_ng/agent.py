@@ -27,6 +27,7 @@ from aiomas_ng._coap.agent_states import BoundState, State, get_states, state
 from aiomas_ng._coap.container_site import AgentSite, ContainerSite
 from aiomas_ng._core.access import Rule, StrictAccess, check_class
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.connection import CLOSE_GRACE
