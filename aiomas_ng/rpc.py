@@ -335,9 +335,9 @@ class RpcClient:
                 self._handle_apart(msg_id, content)
                 return
             path, args, kwargs = content
-            if type(args) not in SEQUENCES or type(kwargs) is not dict:
-                raise TypeError
-            if self._router is None:
+            if type(args) not in SEQUENCES or type(kwargs) is not dict or self._router is None:
+                if type(args) not in SEQUENCES or type(kwargs) is not dict:
+                    raise TypeError
                 raise RoutingError("this side of the connection offers no RPC service")
             if path is None and msg_id is not None:
                 answer_batch(channel, self._router, msg_id, args)

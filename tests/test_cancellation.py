@@ -168,8 +168,9 @@ async def test_a_batch_given_up_before_its_coroutines_begin(turns: int) -> None:
 
 @pytest.mark.parametrize("kinds", MIXES, ids="-".join)
 async def test_a_lost_connection_frees_what_lies_behind_it(transport: Transport, kinds: list[str]) -> None:
-    """When the connection of the first hop breaks, the work is given up at all hops behind it."""
-    async with open_row(transport, 4) as row:
+    """When the connection of the first hop breaks and cannot be taken up again, the work is given up at all
+    hops behind it."""
+    async with open_row(transport, 4, resumable=False) as row:
         task = asyncio.create_task(row.first.begin(kinds))
         await reach_last(row, 1)
         for client in list(row.containers[0]._connections):

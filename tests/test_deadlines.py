@@ -666,6 +666,47 @@ async def test_callbacks_of_a_connection_have_no_deadline(transport: Transport) 
         assert found == [None, None]
 
 
+async def test_a_connection_that_is_taken_up_again(transport: Transport) -> None:
+    """A break that is noticed where a deadline has passed is mended all the same, and calls that were under
+    way keep their own."""
+
+    class Desk:
+        router = rpc.Service()
+        gate = asyncio.Event()
+
+        @rpc.expose
+        async def wait(self) -> bool:
+            await self.gate.wait()
+            return get_deadline() is not None
+
+    async with await rpc.start_server(transport.address(), Desk(), resumable=True) as server:
+        client = await rpc.open_connection(server.url, resumable=True)
+        try:
+            Desk.gate.set()
+            assert await client.remote.wait() is False
+            Desk.gate.clear()
+            resumption: Any = client.channel._protocol._resumption
+            await wait_until(lambda: resumption.session.state.name == "OPEN")
+            with deadlines.within(3600):
+                bound = client.remote.wait()
+            with deadlines.within(0.05):
+                late = client.remote.wait()
+            with deadlines.within(0):
+                resumption.interrupt("the test wants it")
+            with pytest.raises(DeadlineExceededError):
+                await late
+            await wait_until(
+                lambda: resumption.session.state.name == "OPEN" and client.channel.transport.wire
+            )
+            free = client.remote.wait()
+            Desk.gate.set()
+            assert await bound is True
+            assert await free is False
+        finally:
+            await client.close()
+            server.close_clients()
+
+
 async def test_reading_that_was_resumed_under_a_deadline(transport: Transport) -> None:
     """Event loops keep the context in which a transport was resumed for all that it reads afterwards."""
     async with open_agents(transport, 2) as (first, second):

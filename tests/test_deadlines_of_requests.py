@@ -165,6 +165,14 @@ async def open_raw(keeper: Keeper) -> AsyncIterator[RawPeer]:
         peer.abort()
 
 
+async def recv_message(peer: RawPeer) -> list[Any]:
+    """Return the next frame that is a message."""
+    while True:
+        frame = await peer.recv()
+        if frame[0] == MESSAGE:
+            return frame
+
+
 def is_idle(*keepers: Keeper) -> bool:
     """Return whether no request is under way."""
     return not any(
@@ -269,16 +277,16 @@ async def test_what_is_on_the_wire(transport: Transport) -> None:
         try:
             message = Message(GET, uri=_get_base_url(address) + "a")
             requests = [context.request(message)]
-            assert (await peer.recv())[2][2] == [URI_PATH, "a"]
+            assert (await recv_message(peer))[2][2] == [URI_PATH, "a"]
             with deadlines.within(3600), deadlines.within(0.25, clock=clock):
                 requests.append(context.request(message))
-            found = (await peer.recv())[2][2]
+            found = (await recv_message(peer))[2][2]
             assert found[:2] + found[4:] == [URI_PATH, "a", SIMULATED, 250_000]
             assert found[2] == DEADLINE
             assert 3_590_000_000 < found[3] <= 3_600_000_000
             with deadlines.within(1e12):  # too long to be told
                 requests.append(context.request(message))
-            assert (await peer.recv())[2][2] == [URI_PATH, "a"]
+            assert (await recv_message(peer))[2][2] == [URI_PATH, "a"]
             assert DEADLINE not in message.opt
             assert all(DEADLINE not in request.request.opt for request in requests)
             for request in requests:
@@ -295,10 +303,10 @@ async def test_work_is_given_up_though_nobody_tells(transport: Transport) -> Non
     async with open_keepers(transport, 1) as (keeper,), open_raw(keeper) as peer:
         for path in ("waiting", "stream"):
             peer.send(MESSAGE, 1, [1, b"t", [URI_PATH, "k", URI_PATH, path, DEADLINE, 20_000]])
-            code, token, *rest = (await peer.recv())[2]
+            code, token, *rest = (await recv_message(peer))[2]
             if path == "stream":
                 assert (code, rest[1:]) == (CONTENT, [b"first", True])
-                code, token, *rest = (await peer.recv())[2]
+                code, token, *rest = (await recv_message(peer))[2]
             assert (code, token) == (GATEWAY_TIMEOUT, b"t")
             assert rest[0] == [DEADLINE, 0]
             assert b"deadline" in rest[1]
@@ -309,9 +317,9 @@ async def test_work_that_comes_too_late_is_not_begun(transport: Transport) -> No
     """A request with no time left is answered at once, and not rendered."""
     async with open_keepers(transport, 1) as (keeper,), open_raw(keeper) as peer:
         peer.send(MESSAGE, 1, [1, b"t", [URI_PATH, "k", URI_PATH, "plain", DEADLINE, 0]])
-        assert (await peer.recv())[2][:2] == [GATEWAY_TIMEOUT, b"t"]
+        assert (await recv_message(peer))[2][:2] == [GATEWAY_TIMEOUT, b"t"]
         peer.send(MESSAGE, 1, [1, b"u", [URI_PATH, "k", URI_PATH, "plain"]])
-        assert (await peer.recv())[2][:2] == [CONTENT, b"u"]
+        assert (await recv_message(peer))[2][:2] == [CONTENT, b"u"]
         assert len(keeper.notes) == 1
         assert is_idle(keeper)
 
@@ -322,7 +330,7 @@ async def test_a_bad_deadline_is_ignored(transport: Transport, number: int, valu
     """As the option is elective, one that is malformed counts as not there (RFC 7252, section 5.4.1)."""
     async with open_keepers(transport, 1) as (keeper,), open_raw(keeper) as peer:
         peer.send(MESSAGE, 1, [1, b"t", [URI_PATH, "k", URI_PATH, "plain", number, value]])
-        _, _, (code, _, _, payload) = await peer.recv()
+        _, _, (code, _, _, payload) = await recv_message(peer)
         assert (code, payload) == (CONTENT, b"(None, None)")
 
 
@@ -331,7 +339,7 @@ async def test_a_deadline_that_comes_twice(transport: Transport) -> None:
     async with open_keepers(transport, 1) as (keeper,), open_raw(keeper) as peer:
         options = [URI_PATH, "k", URI_PATH, "waiting", DEADLINE, 10_000, DEADLINE, 2**40]
         peer.send(MESSAGE, 1, [1, b"t", options])
-        assert (await peer.recv())[2][0] == GATEWAY_TIMEOUT
+        assert (await recv_message(peer))[2][0] == GATEWAY_TIMEOUT
         await wait_until(lambda: is_idle(keeper))
 
 
@@ -342,7 +350,7 @@ async def test_a_request_that_wants_no_response(transport: Transport) -> None:
         peer.send(MESSAGE, 1, [1, b"t", options])
         await wait_until(lambda: keeper.cancelled == 1 and is_idle(keeper))
         peer.send(MESSAGE, 1, [1, b"u", [URI_PATH, "k", URI_PATH, "plain"]])
-        assert (await peer.recv())[2][1] == b"u"
+        assert (await recv_message(peer))[2][1] == b"u"
 
 
 async def test_a_server_whose_clock_is_ahead(transport: Transport) -> None:
@@ -426,7 +434,7 @@ async def test_blocks_take_the_deadline_along(transport: Transport) -> None:
                 request = context.request(Message(POST, bytes(3000), uri=_get_base_url(address) + "a"))
             told = []
             for block in range(3):
-                _, _, (_, token, options, *_) = await peer.recv()
+                _, _, (_, token, options, *_) = await recv_message(peer)
                 pairs = dict(zip(options[::2], options[1::2], strict=True))
                 told.append(pairs[DEADLINE])
                 code = 95 if block < 2 else 68
@@ -502,7 +510,7 @@ async def test_a_resource_that_notifies_by_itself(transport: Transport) -> None:
 async def test_an_observation_that_is_made_anew(transport: Transport) -> None:
     """The connection is lost after the deadline: what registers the observation anew is not bound by it."""
     clock = ExternalClock(START)
-    async with open_keepers(transport, 2, [clock] * 2) as (near, far):
+    async with open_keepers(transport, 2, [clock] * 2, resumable=False) as (near, far):
         with deadlines.within(60, clock=clock):
             states = near.container.context.observe(far.addr + "/level")
             assert await anext(states) == "0"
@@ -529,13 +537,13 @@ async def test_a_registration_that_is_begun_anew_before_its_first_state(transpor
         try:
             with deadlines.within(0.5):
                 request = context.request(Message(GET, uri=_get_base_url(address) + "a", observe=0))
-            token = (await peer.recv())[2][1]
+            token = (await recv_message(peer))[2][1]
             options = [4, b"tag", OBSERVE, 1, BLOCK2, 8 | 7, 28, 2048]
             peer.send(MESSAGE, 1, [CONTENT, token, options, bytes(1024), True])
-            _, _, (_, _, options, *_) = await peer.recv()
+            _, _, (_, _, options, *_) = await recv_message(peer)
             assert BLOCK2 in options
             peer.abort()
-            again = (await other.recv())[2]
+            again = (await recv_message(other))[2]
             assert again[2] == [OBSERVE, 0, URI_PATH, "a"]
             with pytest.raises(DeadlineExceededError):
                 await request.response

@@ -102,8 +102,7 @@ class Caller(Connection):
         protocol = self._protocol
         if protocol.is_paused:
             self._check_backlog()
-        deadline = get_deadline()
-        if deadline is not None:
+        if (deadline := get_deadline()) is not None:
             content = self._add_deadline(content, deadline, path, is_rpc)
         if reply is None:
             reply = Reply(loop=self._loop)

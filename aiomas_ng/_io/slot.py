@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.restarts import History, Restart
 from aiomas_ng._io.child import Child
 from aiomas_ng.exceptions import ProcessError
@@ -121,7 +122,8 @@ class Slot:
         on_restart: Callable[[str], object],
     ) -> None:
         """Start the child again when it dies, as *rule* says, from now on until :meth:`unwatch`."""
-        self._watcher = asyncio.create_task(self._watch(rule, on_failure, on_restart))
+        watching = self._watch(rule, on_failure, on_restart)
+        self._watcher = asyncio.create_task(watching, context=get_context_without())
 
     async def unwatch(self) -> None:
         """Start nothing any more; safe to be called twice."""
