@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeGuard, TypeVar, overload
 
 from aiomas_ng._core.access import AccessAttribute, Rule, check_rule, rule_of
@@ -36,7 +36,7 @@ _MISSING: Final = object()
 class Caller(Protocol):
     """Who calls, as far as rules are concerned."""
 
-    def check(self, rules: Iterable[Rule | None], path: str) -> None:
+    def check(self, rules: Sequence[Rule | None], path: str) -> None:
         """Raise :exc:`~aiomas_ng.exceptions.AccessDeniedError` if one of *rules* does not let the caller in;
         the first of them is that of the root."""
 
