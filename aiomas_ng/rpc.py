@@ -328,8 +328,7 @@ class RpcClient:
 
     def _handle(self, msg_id: int | str | None, content: Any) -> None:
         """Run the function that a request names, and answer."""
-        channel = self._channel
-        token = CURRENT_PRINCIPAL.set(self._principal)
+        channel, token = self._channel, CURRENT_PRINCIPAL.set(self._principal)
         try:
             if len(content) != 3 or get_deadline() is not self._bound_by:
                 self._handle_apart(msg_id, content)

@@ -353,6 +353,8 @@ class Policy(Rule):
         self._taken: dict[str | int, frozenset[str]] = {}  # of the roles in certificates
         self._blocked: frozenset[str | int] = frozenset()
         self._has_own_roles = roles is not None
+        #: Whether roles are found by a function, whose answers are not remembered.
+        self.has_function = callable(roles) and not isinstance(roles, Mapping)
         #: Counts the changes.
         self.version = 0
         if isinstance(roles, Mapping):
@@ -387,11 +389,6 @@ class Policy(Rule):
     def blocked(self) -> frozenset[str | int]:
         """Names, fingerprints and user ids of those who may reach nothing."""
         return self._blocked
-
-    @property
-    def has_function(self) -> bool:
-        """Whether roles are found by a function, whose answers are not remembered."""
-        return self._find_roles is not None
 
     def grant(self, key: str | int, *roles: str) -> None:
         """Give further roles to the peer that has this name, fingerprint or user id."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeGuard, TypeVar, overload
 
 from aiomas_ng._core.access import AccessAttribute, Rule, check_rule, rule_of
@@ -36,7 +36,7 @@ _MISSING: Final = object()
 class Caller(Protocol):
     """Who calls, as far as rules are concerned."""
 
-    def check(self, rules: Iterable[Rule | None], path: str) -> None:
+    def check(self, rules: Sequence[Rule | None], path: str) -> None:
         """Raise :exc:`~aiomas_ng.exceptions.AccessDeniedError` if one of *rules* does not let the caller in;
         the first of them is that of the root."""
 
@@ -155,12 +155,10 @@ class Router:
         """
         # As nearly always: services that are attached, and still what is there, then a method that the class
         # itself defines.
+        rules: tuple[Rule | None, ...] | None
         try:
-            names = path.split("/")
-            last = names.pop()
-            router = self
-            obj = self.obj
-            rules: tuple[Rule | None, ...] | None = None if self.access is None else (self.access,)
+            *names, last = path.split("/")
+            router, obj, rules = self, self.obj, None if self.access is None else (self.access,)
             for name in names:
                 child = router._children[name]  # type: ignore[index]  # a TypeError is caught
                 entries = obj.dict if type(obj) is ServiceDict else _get(obj, "__dict__")
@@ -178,9 +176,9 @@ class Router:
                 and last not in _get(obj, "__dict__")
                 and not issubclass(cls, _NOT_PLAIN)
             ):
-                if rules is not None or mark is not True:
-                    _admit(caller, rules or (None,), mark, path)
-                return types.MethodType(function, obj)
+                if rules is None and mark is True:
+                    return types.MethodType(function, obj)
+                return _narrow(types.MethodType(function, obj), caller, rules, mark, path)
         except (AttributeError, KeyError, TypeError):
             pass
         found, rules = self._find(path, caller)
@@ -334,6 +332,14 @@ def _admit(caller: Caller | None, rules: tuple[Rule | None, ...], mark: _Mark, p
     """Let *rules*, and that of a function with *mark*, decide on *caller*."""
     if caller is not None:
         caller.check((*rules, mark.rule) if isinstance(mark, _Narrowed) else rules, path)
+
+
+def _narrow(
+    method: Any, caller: Caller | None, rules: tuple[Rule | None, ...] | None, mark: _Mark, path: str
+) -> Any:
+    """Return *method* if *caller* is let in."""
+    _admit(caller, rules or (None,), mark, path)
+    return method
 
 
 def _find_access(obj: Any) -> Rule | None:

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiomas_ng._core.access import Policy, Quota, Rule
@@ -55,8 +55,10 @@ class Principal:
     """
 
     __slots__ = (
+        "_bound",
         "_effective",
         "_forwarded",
+        "_is_self",
         "_label",
         "_policy",
         "_quota",
@@ -67,6 +69,8 @@ class Principal:
 
     def __init__(self, identity: Identity, label: Any = None) -> None:
         self._shown = identity
+        self._is_self = identity.is_self
+        self._bound: Rule | None = None  # the outermost rule
         self._effective = identity
         self._label = label
         self._quota: Quota | None = None  # says which denials are logged
@@ -108,6 +112,7 @@ class Principal:
 
     def bind(self, rule: Rule | None) -> None:
         """Let the outermost *rule*, if it is a policy, say which roles the peer has."""
+        self._bound = rule
         policy = rule if isinstance(rule, Policy) else None
         if policy is not self._policy:
             self._policy = policy
@@ -132,7 +137,7 @@ class Principal:
 
     def allows(self, rule: Rule) -> bool:
         """Return whether the peer may reach what *rule* guards."""
-        if self._shown.is_self:
+        if self._is_self:
             return True
         self._renew()
         verdict = self._verdicts.get(rule)
@@ -152,7 +157,7 @@ class Principal:
             logger.exception("%r has failed for %s, which is a no", rule, self._shown)
             return False
 
-    def check(self, rules: Iterable[Rule | None], path: str) -> None:
+    def check(self, rules: Sequence[Rule | None], path: str) -> None:
         """Check the *rules* on the way to what a call names, from the outside to the inside.
 
         Args:
@@ -162,14 +167,17 @@ class Principal:
         Raises:
             AccessDeniedError: One of them says no.
         """
-        if self._shown.is_self:
+        if self._is_self:
             return
-        is_first = True
+        if rules[0] is not self._bound:
+            self.bind(rules[0])
+        policy = self._policy
+        if policy is not None and (policy.version != self._version or policy.has_function):
+            self._renew()
+        verdicts = self._verdicts
         for rule in rules:
-            if is_first:
-                self.bind(rule)
-                is_first = False
-            if rule is not None and not self.allows(rule):
+            # As nearly always, the answer is known, and is yes.
+            if rule is not None and verdicts.get(rule) is not True and not self.allows(rule):
                 self.note_denial(path)
                 raise AccessDeniedError(path)
 
