@@ -12,7 +12,7 @@ which two sides add them does not matter.
 
 Nothing that a peer sends makes a codec run code, except the deserializers that were added to it.  All that
 can go wrong in :meth:`Codec.decode` is a :exc:`~aiomas_ng.exceptions.DeserializationError`, and what is
-allocated is limited by the bytes received.
+allocated is limited, see :meth:`Codec.use_limits`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any, Final, TypeVar, overload
 
 import msgpack
 
-from aiomas_ng._core import blosc_chunk, builtin_types, json_text, msgpack_bytes
+from aiomas_ng._core import blosc_chunk, builtin_types, decode_guard, json_text, msgpack_bytes
 from aiomas_ng._core.codec_errors import EncodeError, describe, explain, short
 from aiomas_ng._core.frames import BUNDLE
+from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._core.serializable import add_methods
 from aiomas_ng._core.type_registry import TypeRegistry, type_name
 from aiomas_ng.exceptions import DeserializationError, SerializationError
@@ -71,6 +72,8 @@ class Codec:
 
     def __init__(self) -> None:
         self._types = TypeRegistry()
+        self._max_depth: float = DEFAULT_LIMITS.decoded_depth
+        self._max_size: float = DEFAULT_LIMITS.decoded_size
 
     def __str__(self) -> str:
         types = ", ".join(str(getattr(type, "__name__", type)) for type in self._types)
@@ -104,6 +107,15 @@ class Codec:
             The type as int and the id as int or str; ``None`` where they cannot be read.
         """
         return None
+
+    def use_limits(self, limits: Limits) -> None:
+        """Take the bounds of what is decoded from *limits*; done for the codec of each connection.
+
+        Args:
+            limits: Those that are called ``decoded_…``.
+        """
+        self._max_depth = limits.decoded_depth
+        self._max_size = limits.decoded_size
 
     def add_serializer(
         self,
@@ -214,6 +226,8 @@ class JSON(Codec):
         """Return what a peer has encoded; for errors see :meth:`Codec.decode`."""
         try:
             text = str(data, "utf-8")
+            if len(text) > self._max_depth or len(text) * decode_guard.JSON_GROWTH > self._max_size:
+                decode_guard.check_json(text, self._max_depth, self._max_size)
             if json_text.MARKER in text:
                 return json.loads(text, object_hook=self.deserialize_obj)
             return json.loads(text)
@@ -250,7 +264,18 @@ class MsgPack(Codec):
         # Taken out while it packs, as it must not be used a second time then: by a serializer, or a thread.
         self._packers: list[msgpack.Packer] = []
         self._default = partial(self._to_ext, 1)
-        self._ext_hook = partial(self._from_ext, 1)
+        self._ext_hook = partial(self._from_ext, 1, None)
+        self._harmless_size = self._get_harmless_size()
+
+    def use_limits(self, limits: Limits) -> None:
+        """Take the bounds of what is decoded from *limits*, see :meth:`Codec.use_limits`."""
+        super().use_limits(limits)
+        self._harmless_size = self._get_harmless_size()
+
+    def _get_harmless_size(self) -> int:
+        """Return the bytes of a message that can exceed no bound, whatever is in it."""
+        bound = min(self._max_depth, self._max_size // decode_guard.MSGPACK_GROWTH)
+        return int(min(msgpack_bytes.HARMLESS_SIZE, bound))
 
     def encode(self, data: Any) -> bytes:
         """Return *data* as MessagePack; for errors see :meth:`Codec.encode`."""
@@ -270,8 +295,8 @@ class MsgPack(Codec):
     def decode(self, data: bytes | bytearray | memoryview) -> Any:
         """Return what a peer has encoded; for errors see :meth:`Codec.decode`."""
         try:
-            if len(data) > msgpack_bytes.HARMLESS_SIZE:
-                msgpack_bytes.check_arrays(data)
+            if len(data) > self._harmless_size:
+                return self._decode_guarded(data)
             return msgpack.unpackb(data, use_list=False, strict_map_key=False, ext_hook=self._ext_hook)
         except DeserializationError:
             raise
@@ -284,6 +309,12 @@ class MsgPack(Codec):
             return msgpack_bytes.read_head(data[:PEEK_SIZE])
         except Exception:
             return None
+
+    def _decode_guarded(self, data: bytes | bytearray | memoryview) -> Any:
+        if len(data) * decode_guard.MSGPACK_GROWTH <= self._max_size:
+            return decode_guard.unpack(data, self._ext_hook, self._max_depth, None)
+        meter = decode_guard.Meter(self._max_size)
+        return decode_guard.unpack(data, partial(self._from_ext, 1, meter), self._max_depth, meter)
 
     def encode_pieces(self, data: Any) -> list[bytes]:
         """Return *data* as :meth:`encode` does, in pieces: large bytes in it are left as they are.
@@ -334,15 +365,16 @@ class MsgPack(Codec):
                 f"Could not encode what {short(obj)} was serialized to: {describe(exc)}", obj
             ) from exc
 
-    def _from_ext(self, depth: int, code: int, payload: bytes) -> Any:
+    def _from_ext(self, depth: int, meter: decode_guard.Meter | None, code: int, payload: bytes) -> Any:
         if code != EXT_TYPE:
             raise DeserializationError(f"The extension type {code} of MsgPack is not known here")
         if depth > MAX_DEPTH:
             raise DeserializationError(f"Custom types contain each other more than {MAX_DEPTH} deep")
-        if len(payload) > msgpack_bytes.HARMLESS_SIZE:
-            msgpack_bytes.check_arrays(payload)
-        hook = partial(self._from_ext, depth + 1)
-        content = msgpack.unpackb(payload, use_list=False, strict_map_key=False, ext_hook=hook)
+        hook = partial(self._from_ext, depth + 1, meter)
+        if meter is None and len(payload) <= self._harmless_size:
+            content = msgpack.unpackb(payload, use_list=False, strict_map_key=False, ext_hook=hook)
+        else:
+            content = decode_guard.unpack(payload, hook, self._max_depth, meter)
         if not isinstance(content, tuple) or len(content) != 2 or not isinstance(content[0], str):
             raise DeserializationError("The content of a custom type is not [name, data]")
         return self._restore(*content)
@@ -397,8 +429,10 @@ class MsgPackBlosc(MsgPack):
         ImportError: The package ``blosc2`` is not installed.
     """
 
-    max_decompressed_size: int = 256 * 2**20
-    """Bytes that a message may have when decompressed.  It can be set on a subclass or an instance."""
+    max_decompressed_size: float = DEFAULT_LIMITS.decompressed_size
+    """Bytes that a message may have when decompressed.  A connection sets it to
+    :attr:`Limits.decompressed_size <aiomas_ng.channel.Limits>`, unless it was set on a subclass or the
+    instance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,6 +443,13 @@ class MsgPackBlosc(MsgPack):
                 f"The codec {self.__class__.__name__} needs blosc2: pip install aiomas_ng[blosc]"
             ) from exc
         self._blosc2 = blosc2
+
+    def use_limits(self, limits: Limits) -> None:
+        """Take the bounds of what is decoded from *limits*, see :meth:`Codec.use_limits`."""
+        super().use_limits(limits)
+        is_own = type(self).max_decompressed_size != MsgPackBlosc.max_decompressed_size
+        if not is_own and "max_decompressed_size" not in vars(self):
+            self.max_decompressed_size = limits.decompressed_size
 
     def encode(self, data: Any) -> bytes:
         """Return *data* as compressed MessagePack.

@@ -11,6 +11,7 @@
     │   └── RemoteCancelledError     the peer gave up the work before it was done
     ├── SerializationError         + ValueError: our value cannot be encoded
     ├── DeserializationError       + ValueError: the peer's value cannot be decoded
+    │   └── DecodedTooLargeError     it is too deep, or would take too much memory
     ├── FrameTooLargeError         + ValueError
     ├── ProtocolError              (the peer broke the rules of the wire)
     │   ├── MalformedFrameError      + ValueError
@@ -25,7 +26,8 @@
     │   ├── ClosedByPeerError
     │   │   ├── PeerUnresponsiveError  it gave no sign of life
     │   │   ├── SessionLostError       it broke, and could not be taken up again
-    │   │   └── TLSRefusedError        + TLSError: it has refused us, for reasons of TLS
+    │   │   ├── TLSRefusedError        + TLSError: it has refused us, for reasons of TLS
+    │   │   └── TooManyConnectionsError  it has as many connections as it takes
     │   └── ClosedByUsError
     ├── CallTimeoutError           + TimeoutError
     │   └── DeadlineExceededError    the deadline around the call has passed
@@ -74,6 +76,7 @@ __all__ = [
     "ConnectionStalledError",
     "CredentialsError",
     "DeadlineExceededError",
+    "DecodedTooLargeError",
     "DeserializationError",
     "FrameTooLargeError",
     "MalformedFrameError",
@@ -101,6 +104,7 @@ __all__ = [
     "TLSError",
     "TLSRefusedError",
     "TaskEndedError",
+    "TooManyConnectionsError",
     "UnknownFrameTypeError",
     "UnknownReplyError",
     "WaitTimeoutError",
@@ -190,6 +194,25 @@ class DeserializationError(AiomasError, ValueError):
     """A value of the peer cannot be decoded."""
 
 
+class DecodedTooLargeError(DeserializationError):
+    """A value of the peer is too deep, or would take too much memory when it is decoded.
+
+    Args:
+        what: What is too large, in words.
+        limit: Name of the limit, an attribute of :class:`~aiomas_ng.channel.Limits`.
+        value: The limit: levels or bytes.
+    """
+
+    def __init__(self, what: str, limit: str, value: float) -> None:
+        super().__init__(what, limit, value)
+        self.what = what
+        self.limit = limit
+        self.value = value
+
+    def __str__(self) -> str:
+        return f"{self.what}, the limit is {self.value}; it is set by Limits({self.limit}=...)"
+
+
 class FrameTooLargeError(AiomasError, ValueError):
     """A frame is larger than the limit.
 
@@ -229,7 +252,8 @@ class UnknownReplyError(ProtocolError, LookupError):
 
 
 class ConnectionStalledError(ProtocolError, ConnectionAbortedError):
-    """Both directions of a connection stood still for too long, so it was given up."""
+    """Both directions of a connection stood still for too long, or a frame came too slowly, so it was given
+    up."""
 
 
 class ResumptionError(ProtocolError):
@@ -296,6 +320,15 @@ class ClosedByPeerError(ChannelClosedError):
 class SessionLostError(ClosedByPeerError):
     """The connection broke and could not be taken up again: the peer is gone or has been restarted, or the
     network did not come back in time."""
+
+
+class TooManyConnectionsError(ClosedByPeerError):
+    """The peer closed the connection at once, because it has as many as it takes; nothing was executed."""
+
+    def __init__(
+        self, reason: str = "the peer has too many connections", was_sent: bool | None = None
+    ) -> None:
+        super().__init__(reason, None if was_sent is None else False)
 
 
 class PeerUnresponsiveError(ClosedByPeerError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from aiomas_ng.exceptions import DeserializationError
+from aiomas_ng.exceptions import DecodedTooLargeError, DeserializationError
 
 __all__ = ["HEADER_SIZE", "MAX_SIZE", "decompressed_size"]
 
@@ -34,7 +34,7 @@ _SPECIAL = 0b0111_0000
 """The flags for a chunk of equal values.  All others concern dictionaries, lazy chunks and other layouts."""
 
 
-def decompressed_size(chunk: bytes | bytearray, limit: int) -> int:
+def decompressed_size(chunk: bytes | bytearray, limit: float) -> int:
     """Return how many bytes *chunk* says to hold.
 
     Args:
@@ -42,17 +42,16 @@ def decompressed_size(chunk: bytes | bytearray, limit: int) -> int:
         limit: The largest size allowed, in bytes.
 
     Raises:
-        DeserializationError: The size is above the limit, or the chunk is not an ordinary one.
+        DecodedTooLargeError: The size is above the limit.
+        DeserializationError: The chunk is not an ordinary one.
     """
     if len(chunk) < HEADER_SIZE:
         raise DeserializationError(f"{len(chunk)} bytes are no Blosc2 chunk")
     sizes: tuple[int, int, int] = _SIZES.unpack_from(chunk, 4)
     size, block_size, chunk_size = sizes
     if size > limit:
-        raise DeserializationError(
-            f"The message has {size} bytes when decompressed, the limit is {limit}; "
-            f"it is set by MsgPackBlosc.max_decompressed_size"
-        )
+        what = f"the message has {size} bytes when decompressed"
+        raise DecodedTooLargeError(what, "decompressed_size", limit)
     flags = chunk[2]
     is_ordinary = (
         size > 0

@@ -99,7 +99,8 @@ def _to_int(data: Any) -> int:
 
 
 def _to_dict(pairs: Any) -> dict[str, Any]:
-    result: dict[Any, Any] = dict(pairs)
-    if not all(isinstance(key, str) for key in result):
+    pairs = list(pairs)
+    # Before there is a dict: other keys could be chosen so that all of them have the same hash.
+    if not all(isinstance(key, str) for key, _ in pairs):
         raise DeserializationError("A dict must have str for keys")
-    return result
+    return dict(pairs)

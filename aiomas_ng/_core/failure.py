@@ -43,6 +43,7 @@ REMOTE_TYPES: Final[dict[str, type[RemoteException]]] = {
     "aiomas_ng.ArgumentError": RemoteArgumentError,
     "aiomas_ng.SerializationError": RemoteSerializationError,
     "aiomas_ng.DeserializationError": RemoteSerializationError,
+    "aiomas_ng.DecodedTooLargeError": RemoteSerializationError,
     "aiomas_ng.FrameTooLargeError": RemoteSerializationError,
     "aiomas_ng.OverloadError": RemoteOverloadError,
     "aiomas_ng.CancelledError": RemoteCancelledError,

@@ -14,19 +14,39 @@ LARGEST_FRAME: Final = 2**32 - 1  # what the 4-byte header can announce
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one connection.  Each can be set; each holds for this side of the connection alone.
+    """Bounds of one connection, of one server, and of all connections of one container.
+
+    Each can be set; each holds for this side alone.  What begins with ``container_`` is counted over all
+    connections of a container, or where there is none, of a server; of a connection that stands alone, over
+    that one.
 
     Attributes:
         frame_size: Largest payload of a frame, sent or received, in bytes.  A larger one is not sent
             (:exc:`~aiomas_ng.exceptions.FrameTooLargeError`); one that arrives is skipped as it comes, and
             its request is answered with that error.
+        frame_time: Seconds in which a frame that has begun to arrive has to be complete, or to go on by
+            ``frame_rate`` bytes for each of them.  Beyond: the connection is closed
+            (:exc:`~aiomas_ng.exceptions.ConnectionStalledError`).  A peer that sends nothing is left alone.
+        frame_rate: Bytes per second of a frame that is not complete after ``frame_time``.
+        handshake_time: Seconds that a TLS handshake may take.  Beyond: the connection is closed.
+        decoded_depth: How deep arrays and maps of a message may contain each other.  Beyond:
+            :exc:`~aiomas_ng.exceptions.DecodedTooLargeError`, as the error of the request it is in.
+        decoded_size: Bytes that a message may take in memory when it is decoded.  Beyond: the same.
+        decompressed_size: Bytes that a message of :class:`~aiomas_ng.codecs.MsgPackBlosc` may have when it is
+            decompressed.  Beyond: the same.
         calls: Requests of ours that wait for a reply.  Beyond: :exc:`~aiomas_ng.exceptions.OverloadError`.
         requests: Requests of the peer that are worked on or wait. Beyond: we stop reading where that is safe,
             else the request is refused (:exc:`~aiomas_ng.exceptions.RemoteOverloadError` at the peer).
         inbox_size: Bytes of the peer's requests that wait.  Beyond: as for ``requests``.
+        oneways: One-way messages of the peer whose handlers have begun to wait for room among ``requests``.
+            As soon as one waits we stop reading where that is safe.  Beyond, where it is not, the message is
+            dropped, which is logged on both sides.
         backlog: Bytes that wait to be written while the peer does not read.  Beyond:
             :exc:`~aiomas_ng.exceptions.OverloadError`.
+        streams: Requests of the peer that are answered by streams, at a time.  Beyond: the request is
+            refused, as for ``requests``.
         stream_window: Items of one stream that may be under way to us at a time.
+        turn: Requests of the peer that are handled in a row before other connections have their turn.
         observations: Observations of the peer that are registered here.  Beyond: the peer gets the state
             once, without being registered.
         block_size: Bytes of a payload above which it is sent block by block, and bytes of a block; rounded
@@ -47,14 +67,32 @@ class Limits:
         violations: Broken frames that are forgiven before the connection is closed.
         stall_time: Seconds for which both directions may stand still at once before the connection is given
             up.
+        connections: Connections that a server has open.  Beyond: the newest one is closed, and its calls fail
+            with :exc:`~aiomas_ng.exceptions.TooManyConnectionsError` there.
+        host_connections: Those of them that come from one address.  Beyond: the same.
+        container_calls: As ``calls``, over all connections.
+        container_requests: As ``requests``, over all connections.  A connection on which nothing else waits
+            may always have one request waiting.
+        container_size: Bytes of requests that wait, and of large frames that are being received, over all
+            connections.  Beyond: as for ``inbox_size``; a large frame is skipped as it comes, and its request
+            is refused.
     """
 
     frame_size: int = 64 * MIB
+    frame_time: float = 30.0
+    frame_rate: float = 1024
+    handshake_time: float = 30.0
+    decoded_depth: int = 500
+    decoded_size: int = 1024 * MIB
+    decompressed_size: int = 256 * MIB
     calls: int = 100_000
     requests: int = 100_000
     inbox_size: int = 128 * MIB
+    oneways: int = 10_000
     backlog: int = 128 * MIB
+    streams: int = 1_000
     stream_window: int = 64
+    turn: int = 64
     observations: int = 10_000
     block_size: int = 32 * 1024
     body_size: int = 128 * MIB
@@ -67,6 +105,11 @@ class Limits:
     sessions: int = 1000
     violations: int = 100
     stall_time: float = 120.0
+    connections: int = 20_000
+    host_connections: int = 10_000
+    container_calls: int = 1_000_000
+    container_requests: int = 200_000
+    container_size: int = 1024 * MIB
 
     def __post_init__(self) -> None:
         for field in fields(self):

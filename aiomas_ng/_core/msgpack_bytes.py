@@ -6,7 +6,15 @@ from typing import Any, Final
 
 import msgpack
 
-__all__ = ["FREE_CELLS", "HARMLESS_SIZE", "check_arrays", "cut_array", "read_head"]
+__all__ = [
+    "FREE_CELLS",
+    "HARMLESS_SIZE",
+    "MAX_DEPTH",
+    "check_arrays",
+    "cut_array",
+    "has_few_values",
+    "read_head",
+]
 
 FREE_CELLS: Final = 2**17
 """Cells that the array headers in a message can announce together without a closer look."""
@@ -17,6 +25,15 @@ HARMLESS_SIZE: Final = 362
 FEW_VALUES: Final = 64
 """Values that are stepped over one by one in Python."""
 
+MAX_DEPTH: Final = 1024
+"""Arrays and maps that msgpack itself lets contain each other."""
+
+COUNTED_SIZE: Final = 4096
+"""Bytes of a message up to which to count its headers is faster than to step over its values."""
+
+# What an array or map that is not empty begins with; other places may have these bytes as well.
+_HEADERS: Final = bytes([*range(0x81, 0x90), *range(0x91, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+
 # Of the first byte of a value: how many bytes follow that say the size of the rest, or of how many it is.
 _SIZE_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
 _FIXED: Final = {
@@ -26,26 +43,39 @@ _FIXED: Final = {
 _EXT: Final = (0xC7, 0xC8, 0xC9)
 
 
-def check_arrays(message: bytes | bytearray | memoryview) -> None:
-    """Raise an error if arrays in *message* could have far fewer items than their headers announce.
+def check_arrays(message: bytes | bytearray | memoryview, max_depth: float = MAX_DEPTH) -> None:
+    """Raise an error if arrays in *message* could have far fewer items than their headers announce, or
+    contain each other too deep.
 
     A tuple is allocated from its header, and headers can be nested a thousand deep, so some kilobytes could
     allocate gigabytes before it turns out that the items are missing.
 
+    Args:
+        message: The message.
+        max_depth: Arrays and maps that may contain each other.
+
     Raises:
+        msgpack.StackError: They contain each other deeper.
         Exception: What msgpack raises for a message that is cut off.
     """
     size = len(message)
     # A few values of which one is large are told without the copy that an unpacker makes of all of them.
-    if size > FREE_CELLS and has_few_values(message):
+    if size > COUNTED_SIZE and max_depth >= FEW_VALUES and has_few_values(message):
         return
     if isinstance(message, memoryview):
         message = message.tobytes()
     # Arrays of 16 items and more have one of these bytes in their header; other places may have them as well.
     # In a large message, to count them takes longer than to step over all of its values.
     if size <= FREE_CELLS and (message.count(b"\xdc") + message.count(b"\xdd")) * size <= FREE_CELLS:
-        return
-    unpacker = msgpack.Unpacker(max_buffer_size=size)
+        is_shallow = size <= max_depth or max_depth >= MAX_DEPTH
+        if is_shallow or (
+            size <= COUNTED_SIZE and size - len(message.translate(None, _HEADERS)) <= max_depth
+        ):
+            return
+    # Below so many arrays more, what is too deep exceeds what the unpacker can hold.
+    above = b"\x91" * max(0, MAX_DEPTH - int(min(max_depth, MAX_DEPTH)))
+    unpacker = msgpack.Unpacker(max_buffer_size=size + len(above))
+    unpacker.feed(above)
     unpacker.feed(message)
     unpacker.skip()
 
