@@ -183,7 +183,7 @@ class Container(PeerWatching):
             as_coro: Return a coroutine, to be awaited where the loop is running already; else block until the
                 container is there.
             loop: The event loop; by default the running or current one, or a new one.
-            limits: Bounds of each connection.
+            limits: Bounds of each connection, and of all of them together.
             resumable: Take up connections to other containers again when they break, with all calls, streams
                 and observations on them.
             access: Who may reach anything here, a rule or :class:`~aiomas_ng.access.Policy`; by default
@@ -207,6 +207,7 @@ class Container(PeerWatching):
             "extra_serializers": [util.arrow_serializer, *(extra_serializers or ())],
             "limits": limits,
             "resumable": resumable,
+            "budget": Budget(limits),
             "liveness": liveness,
             "tracebacks": tracebacks,
         }
@@ -264,7 +265,8 @@ class Container(PeerWatching):
         self._connect_kwargs = connect_kwargs
         self._tcp_server: Server | None = None
         self._connections: set[rpc.RpcClient] = set()  # both those accepted and those made
-        self._peers = Peers(loop, self._open_connection)
+        limits = connect_kwargs.get("limits", DEFAULT_LIMITS)
+        self._peers = Peers(loop, self._open_connection, limits.calls)
         self._peer_states = PeerStates()
         self._next_aid = 0
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
@@ -282,7 +284,7 @@ class Container(PeerWatching):
             clock=clock,
             codec=connect_kwargs.get("codec"),
             extra_serializers=connect_kwargs.get("extra_serializers") or (),
-            limits=connect_kwargs.get("limits", DEFAULT_LIMITS),
+            limits=limits,
             shows_errors=connect_kwargs.get("tracebacks", False),
             peers=self._peers,
             url=base_url,
@@ -560,6 +562,7 @@ class Container(PeerWatching):
             extra_serializers=self._connect_kwargs["extra_serializers"],
             limits=self._connect_kwargs.get("limits", DEFAULT_LIMITS),
             tracebacks=self._connect_kwargs.get("tracebacks", False),
+            budget=self._connect_kwargs.get("budget"),
         )
         # What is called through it has nothing to do with who happens to connect first.
         near, far = await join_pair(pair, self._loop)

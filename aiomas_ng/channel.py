@@ -19,35 +19,43 @@ streamed replies, cancellation that reaches the peer.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aiomas_ng import codecs, local_queue, tuning, util
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.codec_errors import describe
 from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io import tls_mistakes
+from aiomas_ng._io.admission import Admission
 from aiomas_ng._io.answerer import Request
 from aiomas_ng._io.bulk import BulkReader
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
+from aiomas_ng._io.frame_watch import FrameWatch
 from aiomas_ng._io.heartbeat import Heartbeat, begin_heartbeat
 from aiomas_ng._io.job import is_awaitable, pass_on_interrupt
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.reply import Reply, ReplyStream
 from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
+from aiomas_ng._io.turns import Messages, Turns
 from aiomas_ng._io.writer import FrameWriter
 from aiomas_ng.exceptions import (
     AiomasError,
     ChannelClosedError,
     ClosedByPeerError,
     ClosedByUsError,
+    ConnectionStalledError,
     DeserializationError,
     FrameTooLargeError,
     MalformedFrameError,
+    OverloadError,
     PeerUnresponsiveError,
     ProtocolError,
 )
@@ -76,6 +84,11 @@ DEFAULT_CODEC: Final = codecs.MsgPack
 #: Bytes of a read that may well be a single frame.
 SMALL: Final = 4096
 
+#: Seconds of a TLS handshake that asyncio is asked for where there is no limit.
+LONGEST_HANDSHAKE: Final = 10**6
+
+refusals: Final = LimitedLog(logger)
+
 CodecFactory = Callable[[], codecs.Codec]
 Serializers = Iterable[Callable[[], tuple[Any, ...]]]
 
@@ -91,6 +104,7 @@ async def open_connection(
     resumable: bool = False,
     liveness: Liveness | None = None,
     tracebacks: bool = False,
+    budget: Budget | None = None,
     **kwds: Any,
 ) -> Channel:
     """Connect to *addr* and return the :class:`Channel`.
@@ -111,6 +125,7 @@ async def open_connection(
         liveness: When and how patiently the peer is asked whether it is there, by default never.
         tracebacks: Whether the peer gets the tracebacks of exceptions on this side, besides type and message;
             else these are in our log.
+        budget: What it shares with other connections of a container.
         **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
             context for TLS; the certificate of a server at a Unix socket has to be for ``localhost``, or for
             ``server_hostname``.
@@ -134,12 +149,13 @@ async def open_connection(
 
     def factory() -> ChannelProtocol:
         protocol = ChannelProtocol(
-            instance, loop=loop, limits=limits, liveness=liveness, tracebacks=tracebacks
+            instance, loop=loop, limits=limits, liveness=liveness, tracebacks=tracebacks, budget=budget
         )
         if resumable:
             protocol.make_resumable(redial=redial)
         return protocol
 
+    _limit_handshake(kwds, limits)
     protocol = await dial(addr, factory, timeout=timeout, loop=loop, **kwds)
     assert protocol.channel is not None
     return protocol.channel
@@ -157,6 +173,7 @@ async def start_server(
     liveness: Liveness | None = None,
     tracebacks: bool = False,
     insecure: bool = False,
+    budget: Budget | None = None,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr* and call *client_connected_cb* with the :class:`Channel` of every client.
@@ -167,11 +184,12 @@ async def start_server(
         loop: The event loop, by default the running one.
         codec: As for :func:`open_connection`; each connection gets an instance.
         extra_serializers: As for :func:`open_connection`.
-        limits: Bounds of this side of each connection.
+        limits: Bounds of this side of each connection, and of all of them.
         resumable: Let clients that ask for it take up connections that broke.
         liveness: As for :func:`open_connection`.
         tracebacks: As for :func:`open_connection`.
         insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
+        budget: What they share with other connections of a container; by default they share one.
         **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
             TLS; who is refused then leaves a line in the log, and meets no part of the program.
 
@@ -183,6 +201,8 @@ async def start_server(
     make_codec = _codec_factory(codec, extra_serializers)
     make_codec()
     sessions = Sessions(limits)
+    shared = budget or Budget(limits)
+    admission = Admission(limits)
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
         protocol = ChannelProtocol(
@@ -192,12 +212,15 @@ async def start_server(
             limits=limits,
             liveness=liveness,
             tracebacks=tracebacks,
+            budget=shared,
         )
         protocol._connections = connections
         if resumable:
             protocol.make_resumable(sessions=sessions)
+        protocol._admission = admission
         return protocol
 
+    _limit_handshake(kwds, limits)
     return await listen(addr, factory, loop=loop, insecure=insecure, **kwds)
 
 
@@ -209,6 +232,7 @@ async def open_pair(
     extra_serializers: Serializers = (),
     limits: Limits = DEFAULT_LIMITS,
     tracebacks: bool = False,
+    budget: Budget | None = None,
 ) -> tuple[Channel, Channel]:
     """Return the two ends of a channel within this process: no server, no socket, the same semantics.
 
@@ -219,15 +243,23 @@ async def open_pair(
         extra_serializers: As for :func:`open_connection`.
         limits: Bounds of both ends.
         tracebacks: As for :func:`open_connection`, for both ends.
+        budget: What they share with other connections of a container.
     """
     make_codec = _codec_factory(codec, extra_serializers)
     near, far = (
-        ChannelProtocol(make_codec(), loop=loop, limits=limits, tracebacks=tracebacks) for _ in range(2)
+        ChannelProtocol(make_codec(), loop=loop, limits=limits, tracebacks=tracebacks, budget=budget)
+        for _ in range(2)
     )
     await local_queue.create_pair(lambda: near, lambda: far, names=(name, name), loop=loop)
     assert near.channel is not None
     assert far.channel is not None
     return near.channel, far.channel
+
+
+def _limit_handshake(kwds: dict[str, Any], limits: Limits) -> None:
+    """Give asyncio the time that a TLS handshake may take, unless the caller has."""
+    if kwds.get("ssl"):
+        kwds.setdefault("ssl_handshake_timeout", min(limits.handshake_time, LONGEST_HANDSHAKE))
 
 
 def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:
@@ -266,6 +298,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         limits: Bounds of this side.
         liveness: When the peer is asked whether it is there, by default never.
         tracebacks: Whether the peer gets tracebacks.
+        budget: What it shares with other connections of a container.
     """
 
     def __init__(
@@ -277,16 +310,22 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         limits: Limits = DEFAULT_LIMITS,
         liveness: Liveness | None = None,
         tracebacks: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(loop, limits)
         self.tracebacks = tracebacks
         tuning.keep_freed_memory()
         self._resumption: Resumption | None = None
         self.codec = codec
+        codec.use_limits(limits)
+        self.budget = budget or Budget(limits)
         self.channel: Channel | None = None
         self._client_connected_cb = client_connected_cb
         self._parser = FrameParser(limits.frame_size)
         self._connections: set[ChannelProtocol] | None = None
+        self._admission: Admission | None = None
+        self._turns = Turns(self, limits.turn, loop)
+        self._frame_watch = FrameWatch(self._parser, limits, loop, self._is_read, self._give_up_frame)
         self._decode = codec.decode
         self._plain = codecs.as_plain_msgpack(codec)
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
@@ -302,6 +341,12 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             transport = self._resumption.begin(transport)
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
+        if self._admission is not None:
+            reason = self._admission.admit(self, transport.get_extra_info("peername"))
+            if reason is not None:
+                refusals.warning("the connection from %s is refused: %s", self._peername(), reason)
+                self.channel._refuse_connection(reason)
+                return
         self.heartbeat = begin_heartbeat(self.channel, wire, self.liveness)
         if self._connections is not None:
             self._connections.add(self)
@@ -360,7 +405,15 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                 self._take_payloads(frames)
             if parser.is_in_bulk and not self.transport.is_closing():
                 # Into one large buffer, and not piece by piece: twice as fast. For small frames it is slower.
-                BulkReader(self, self._parser, self._take_payloads, is_copied=self._plain is not None)
+                BulkReader(
+                    self,
+                    parser,
+                    self._take_payloads,
+                    self._refuse_frame,
+                    self.budget,
+                    is_copied=self._plain is not None,
+                )
+            self._frame_watch.look()
         if session is not None and session.received >= session.ack_at:
             self._look()
 
@@ -383,20 +436,61 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self._resumption is not None:
             self._resumption.look()
 
-    def _take_payloads(self, payloads: Sequence[Frame | Oversized], is_bundled: bool = False) -> None:
+    def _take_payloads(self, payloads: Sequence[Frame | Oversized]) -> None:
+        turns = self._turns
+        if not turns.begin(payloads):
+            return
         channel = self.channel
         assert channel is not None
         self.gather()
         try:
-            for payload in payloads:
+            for index, payload in enumerate(payloads):
                 if channel._error is not None:
                     break
-                if isinstance(payload, Oversized):
-                    self._reject_oversized(payload)
-                else:
-                    self._take_payload(payload, is_bundled)
+                if not turns.count(payload):
+                    turns.put_aside(payloads[index:])
+                    break
+                self._take_any(payload)
         finally:
             self.release()
+
+    def _handle_waiting(self, waiting: collections.deque[Any]) -> None:
+        """Take payloads that have waited, as many as have their turn."""
+        channel = self.channel
+        assert channel is not None
+        self.gather()
+        try:
+            while waiting and channel._is_reading and channel._error is None:
+                payload = waiting[0]
+                if isinstance(payload, Messages) or not self._turns.count(payload):
+                    break
+                waiting.popleft()
+                self._take_any(payload)
+        finally:
+            self.release()
+
+    def _take_any(self, payload: Frame | Oversized) -> None:
+        if isinstance(payload, Oversized):
+            self._reject_oversized(payload)
+        else:
+            self._take_payload(payload)
+
+    def _take_messages(self, rest: Messages) -> None:
+        """Take what is left of a bundle."""
+        assert self.channel is not None
+        self.gather()
+        try:
+            self.channel._take_messages(rest.messages, rest.share)
+        finally:
+            self.release()
+
+    def resume_reading(self) -> None:
+        """Read again, after all that has been read already."""
+        if self._turns.waiting:
+            self._turns.schedule()
+        else:
+            self._frame_watch.excuse()
+            self.transport.resume_reading()
 
     def _take_payload(self, payload: Frame, is_bundled: bool = False) -> None:
         channel = self.channel
@@ -425,6 +519,30 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         except ProtocolError as error:
             channel._note_violation(error)
 
+    def _refuse_frame(self, frame: Oversized) -> None:
+        """There is no room for a large frame, although it is within the limit for one."""
+        envelope = self.codec.peek(frame.head)
+        if envelope is not None and envelope[0] == REQUEST:
+            text = f"there is no room for a request of {frame.size} bytes beside those of other connections"
+            self._reject(frame.head, OverloadError(text))
+        else:
+            what = "a frame from the peer, for which there is no room beside those of other connections,"
+            self._reject(frame.head, FrameTooLargeError(frame.size, self.limits.frame_size, what))
+
+    def _is_read(self) -> bool:
+        if self.channel is None or self._turns.waiting or not self.channel._is_reading:
+            return False
+        return self._resumption is None or not self._resumption.is_interrupted
+
+    def _give_up_frame(self, reason: str) -> None:
+        if self.channel is not None and self.channel._error is None:
+            error = ConnectionStalledError(reason)
+            refusals.warning("the connection from %s is given up: %s", self._peername(), reason)
+            self.channel._answer_error(None, error)
+            closed = ClosedByUsError(reason)
+            closed.__cause__ = error
+            self.channel._set_error(closed)
+
     def _reject_oversized(self, frame: Oversized) -> None:
         error = FrameTooLargeError(frame.size, self.limits.frame_size, "a frame from the peer")
         self._reject(frame.head, error)
@@ -433,7 +551,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self._plain is not None and not is_bundled and len(payload) <= BUNDLE_SIZE:
             messages = self._plain.split(payload)
             if messages is not None:  # one of a bundle is bad; the others are fine
-                self._take_payloads(messages, is_bundled=True)
+                for message in messages:
+                    self._take_payload(message, is_bundled=True)
                 return
         cause = (
             error
@@ -485,6 +604,9 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             return
         if self._connections is not None:
             self._connections.discard(self)
+        if self._admission is not None:
+            self._admission.leave(self)
+        self._frame_watch.stop()
         if self.channel is not None:
             self.channel._set_error(self._lost_error(exc))
             self.channel._connection_lost()
@@ -498,7 +620,15 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self.channel is None or self.channel._error is not None:
             return False
         resumption.interrupt(self._lost_error(exc).reason)
+        if self._admission is not None:
+            self._admission.leave(self)
         return True
+
+    def resumed(self, wire: Any) -> None:
+        """The connection goes on with the transport *wire*."""
+        self._frame_watch.excuse()
+        if self._admission is not None:
+            self._admission.readmit(self, wire.get_extra_info("peername"))
 
     def peer_closes(self) -> None:
         """The peer has said that it closes the connection: it is not taken up again."""

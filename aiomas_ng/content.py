@@ -26,6 +26,7 @@ from typing import Any, Final, Self
 from aiomas_ng import codecs
 from aiomas_ng._core import cbor_bytes
 from aiomas_ng._core.codec_errors import short
+from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng.channel import Serializers, _codec_factory
 from aiomas_ng.exceptions import DeserializationError, SerializationError
 
@@ -134,14 +135,17 @@ class Coder:
     Args:
         extra_serializers: For JSON and MsgPack: callables that return the arguments of
             :meth:`aiomas_ng.codecs.Codec.add_serializer`, as those of a container.
+        limits: Bounds of what is decoded.
 
     Raises:
         TypeError: *extra_serializers* are none.
     """
 
-    def __init__(self, extra_serializers: Serializers = ()) -> None:
+    def __init__(self, extra_serializers: Serializers = (), limits: Limits = DEFAULT_LIMITS) -> None:
         self._json = _codec_factory(codecs.JSON, extra_serializers)()
         self._msgpack = _codec_factory(codecs.MsgPack, extra_serializers)()
+        for codec in (self._json, self._msgpack):
+            codec.use_limits(limits)
 
     def encode(self, value: Any, content_format: int | None = None) -> tuple[bytes, int]:
         """Return *value* as bytes, and the content format that these have.

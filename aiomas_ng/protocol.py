@@ -49,6 +49,7 @@ from aiomas_ng._coap.requests import BaseRequest, BaseUnicastRequest, BlockwiseR
 from aiomas_ng._coap.states import States
 from aiomas_ng._coap.verbs import Verbs
 from aiomas_ng._core.addresses import PROTOCOLS, Address, parse_url
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.closing import GRACE, check_grace
@@ -108,7 +109,7 @@ class Context(Verbs):
         cache: Where responses are kept while they are fresh; ``None`` for no cache.
         codec: The codec of connections that are opened or accepted.
         extra_serializers: Serializers of own types, as of :class:`~aiomas_ng.agent.Container`.
-        limits: Bounds of each connection.
+        limits: Bounds of each connection, and of all of them together.
         liveness: When and how patiently the peer of a connection is asked whether it is there; ``None`` for
             never.
         patience: Seconds for which a lost connection is tried again before an observation over it is given
@@ -158,7 +159,7 @@ class Context(Verbs):
         self.limits = limits
         self.patience = patience
         self.shows_errors = shows_errors
-        self.coder = Coder(extra_serializers)
+        self.coder = Coder(extra_serializers, limits)
         self.tokenmanager = TokenManager(self)
         self._transports = _check_transports(transports)
         self._wire = {
@@ -166,8 +167,9 @@ class Context(Verbs):
             "extra_serializers": tuple(extra_serializers),
             "limits": limits,
             "liveness": liveness,
+            "budget": Budget(limits),
         }
-        self._peers = peers or Peers(self.loop, self._open_connection)
+        self._peers = peers or Peers(self.loop, self._open_connection, limits.calls)
         self._has_own_peers = peers is None
         self._servers: list[Server] = []
         self._accepted: set[rpc.RpcClient] = set()

@@ -29,9 +29,11 @@ from typing import Any, Final
 
 from aiomas_ng import channel as channels
 from aiomas_ng._core.addresses import Address, parse_url
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.calls import SEQUENCES, explain_bad_call
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.deadline import CURRENT, Clock, Deadline, from_metadata, get_deadline
+from aiomas_ng._core.limits import DEFAULT_LIMITS
 from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc_service
 from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
@@ -81,6 +83,7 @@ SHARED_OPTIONS: Final[tuple[str, ...]] = (
     "extra_serializers",
     "limits",
     "liveness",
+    "budget",
     "resumable",
     "tracebacks",
     "ssl",
@@ -140,6 +143,7 @@ async def start_server(
         AddressInUseError, AddressError: See :func:`aiomas_ng.channel.start_server`.
     """
     _check_service(rpc_service)
+    kwds.setdefault("budget", Budget(kwds.get("limits", DEFAULT_LIMITS)))
     # The context for TLS, if there is one, is that of a server and cannot be used to connect.
     open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds and key != "ssl"}
 

@@ -212,8 +212,9 @@ class TokenManager:
             if not (previous.is_observed and request.opt.observe is not None):
                 self.log.warning("%s has used a token again before its request was answered", remote.hostinfo)
             self.stop(remote, token)
-        if len(incoming) >= self.context.limits.requests:
-            error = ServiceUnavailable("too many requests of this connection are worked on", max_age=1)
+        budget = remote.channel._budget
+        if len(incoming) >= self.context.limits.requests or not budget.has_room_to_work():
+            error = ServiceUnavailable("too many requests are worked on", max_age=1)
             remote.answer(request, error.to_message())
             return
         if request.opt.observe == 0 and not self._has_room_to_observe(remote):
@@ -223,6 +224,7 @@ class TokenManager:
             return
         pipe = IncomingPipe(request, self, self.log)
         incoming[token] = pipe
+        budget.begin()
         bind_incoming(pipe, self.context)
         if not pipe.is_ended:
             run_bound(pipe.deadline, self.context.render_to_pipe, pipe)
@@ -241,6 +243,7 @@ class TokenManager:
         """The peer has lost interest in its request: stop the work on it."""
         pipe = remote.incoming.pop(token, None)
         if pipe is not None:
+            remote.channel._budget.end()
             pipe._abandon()
 
     def finish(self, pipe: IncomingPipe) -> None:
@@ -248,6 +251,7 @@ class TokenManager:
         remote, token = pipe.remote, pipe.request.token
         if remote.incoming.get(token) is pipe:
             del remote.incoming[token]
+            remote.channel._budget.end()
 
     # The end
 
@@ -262,6 +266,7 @@ class TokenManager:
     def _end(self, remote: Remote, make_error: Callable[[], NetworkError | LibraryShutdown]) -> None:
         outgoing, remote.outgoing = remote.outgoing, {}
         incoming, remote.incoming = remote.incoming, {}
+        remote.channel._budget.end(len(incoming))
         remote.waiting.clear()
         for item in outgoing.values():
             item.pipe.add_exception(make_error())

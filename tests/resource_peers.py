@@ -12,7 +12,9 @@ import logging
 from typing import Any
 
 from aiomas_ng._coap.remote import Remote
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.frames import LANE_RESOURCES, MESSAGE, PING
+from aiomas_ng._core.limits import DEFAULT_LIMITS
 from aiomas_ng.channel import Limits
 from aiomas_ng.exceptions import ClosedByPeerError
 from aiomas_ng.message import CONTENT, GET, Message
@@ -40,6 +42,7 @@ class FakeChannel:
         self.pings = 0
         self.is_closed = False
         self.is_paused = False
+        self._budget = Budget(DEFAULT_LIMITS)
         self.failure: Exception | None = None
         self.withdrawn: list[bytes] = []
         self.is_peer_ours = True

@@ -79,6 +79,7 @@ class Feeder(asyncio.Transport):
         self.protocol: Any = None
         self.written = bytearray()
         self.is_closed = False
+        self.is_paused = False
         self.was_bulk = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -111,9 +112,10 @@ class Feeder(asyncio.Transport):
         return self.is_closed
 
     def pause_reading(self) -> None:
-        pass
+        self.is_paused = True
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.is_paused = False
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -270,6 +272,7 @@ async def test_any_chunking_gives_the_same_requests(sizes: list[int], chunks: li
         turn += 1
         feeder.read(stream[pos : pos + step])
         pos += step
+        await until(lambda: not feeder.is_paused)
     assert seen == contents
     assert feeder.protocol is protocol
     protocol.connection_lost(None)

@@ -588,6 +588,11 @@ class Sink(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.is_closed
 
+    def pause_reading(self) -> None:
+        """Nobody reads: what arrives is handed to the protocol by the test."""
+
+    resume_reading = pause_reading
+
     def get_write_buffer_size(self) -> int:
         return 0
 

@@ -371,10 +371,10 @@ async def test_arguments_of_a_call_that_waits_may_be_changed() -> None:
     assert network.clients[0].calls == [("path", ([1, (2, [3]), {"a": [4]}],), {})]
 
 
-async def test_calls_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_that_wait_are_bounded() -> None:
     """While a connection is being made, no more than a limit of calls wait for it."""
-    monkeypatch.setattr(module, "MAX_WAITING", 2)
     network = Network()
+    network.peers.max_waiting = 2
     network.gate.clear()
     replies = [network.call(str(number)) for number in range(2)]
     for options in (None, ONE_WAY):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import FIRST_ID
 from aiomas_ng.exceptions import MalformedFrameError, OverloadError, UnknownReplyError
@@ -34,14 +35,27 @@ class Exchange:
     """The ids in use on one connection, ours and the peer's.
 
     Args:
-        max_calls: Requests of ours that may wait for a reply.
+        limit: Requests of ours that may wait for a reply.
+        budget: What all connections of the container share.
     """
 
-    __slots__ = ("_abandoned", "_has_seen_request", "_next_id", "calls", "is_peer_ours", "jobs", "max_calls")
+    __slots__ = (
+        "_abandoned",
+        "_budget",
+        "_has_seen_request",
+        "_limit",
+        "_next_id",
+        "calls",
+        "is_peer_ours",
+        "jobs",
+        "max_calls",
+    )
 
-    def __init__(self, max_calls: int) -> None:
-        #: Requests of ours that may wait for a reply.
-        self.max_calls = max_calls
+    def __init__(self, limit: float, budget: Budget | None = None) -> None:
+        self._limit = limit
+        self._budget = budget
+        #: Requests of ours that may wait for a reply, without asking the budget for more.
+        self.max_calls: float = limit if budget is None else 0
         self._next_id = FIRST_ID
         self._abandoned: list[int] = []
         self._has_seen_request = False
@@ -61,9 +75,7 @@ class Exchange:
             OverloadError: Too many calls wait already.
         """
         if len(self.calls) >= self.max_calls:
-            raise OverloadError(
-                f"{len(self.calls)} calls wait for a reply on this connection, which is the limit"
-            )
+            self._find_room()
         msg_id = self._next_id
         self._next_id = msg_id + 1
         self.calls[msg_id] = call
@@ -73,6 +85,18 @@ class Exchange:
     def next_id(self) -> int:
         """The id of the next call."""
         return self._next_id
+
+    def _find_room(self) -> None:
+        count = len(self.calls)
+        if count >= self._limit or self._budget is None:
+            raise OverloadError(f"{count} calls wait for a reply on this connection, which is the limit")
+        more = self._budget.lend(self, self._limit)
+        if not more:
+            raise OverloadError(
+                f"{count} calls wait for a reply on this connection, and with those on all others of the "
+                f"container, as many as Limits(container_calls=...) allows"
+            )
+        self.max_calls += more
 
     def withdraw(self, msg_id: int) -> None:
         """Forget the call of *msg_id*, whose request was not sent after all.
@@ -150,4 +174,6 @@ class Exchange:
         calls, jobs = list(self.calls.values()), list(self.jobs.values())
         self.calls.clear()
         self.jobs.clear()
+        if self._budget is not None:
+            self._budget.settle(self)
         return calls, jobs

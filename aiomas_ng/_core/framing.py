@@ -65,12 +65,14 @@ class FrameParser:
         limit: Largest payload in bytes.
     """
 
-    __slots__ = ("_bulk", "_filled", "_limit", "_missing", "_skip", "_tail")
+    __slots__ = ("_bulk", "_filled", "_limit", "_missing", "_skip", "_skipped", "_tail", "count")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tail = bytearray()  # the frame that has begun and is not complete, header included
         self._skip = 0  # bytes of an oversized frame that are still to come
+        self._skipped = 0  # size of that frame
+        self.count = 0  #: Frames that were complete so far, or turned out to be too large.
         self._bulk: bytearray | None = None  # the payload of a large frame, while it is read by get_buffer()
         self._filled = 0  # bytes of it that have arrived
         self._missing = 0  # and those that have not
@@ -79,6 +81,13 @@ class FrameParser:
     def unfinished(self) -> int:
         """Bytes of a frame that has begun and is not complete; 0 between two frames."""
         return len(self._tail) + self._skip if self._bulk is None else 4 + self._filled
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that have arrived of a frame that has begun and is not complete; 0 between two frames."""
+        if self._bulk is not None:
+            return 4 + self._filled
+        return self._skipped - self._skip if self._skip else len(self._tail)
 
     @property
     def is_in_bulk(self) -> bool:
@@ -104,6 +113,26 @@ class FrameParser:
             target[:filled] = source[4:]  # between bytearrays there would be one more copy
         self._tail = bytearray()
 
+    @property
+    def held(self) -> int:
+        """Bytes of the buffer that a large frame is read into; 0 if there is none."""
+        return 0 if self._bulk is None else min(len(self._bulk), self._filled + self._missing)
+
+    @property
+    def growth(self) -> int:
+        """Bytes by which that buffer has to grow before more can be read."""
+        if self._bulk is None or self._filled < len(self._bulk):
+            return 0
+        return min(self._filled + self._missing, GROWTH * self._filled) - self._filled
+
+    def skip_bulk(self) -> Oversized:
+        """Drop the large frame that is being read, and skip the rest of it."""
+        bulk, self._bulk = self._bulk, None
+        assert bulk is not None
+        self._skip = self._missing
+        self._skipped = size = self._filled + self._missing
+        return Oversized(size, bytes(bulk[: min(self._filled, HEAD_SIZE)]))
+
     def get_buffer(self) -> memoryview:
         """Return where the next bytes of a large frame belong."""
         bulk = self._bulk
@@ -122,6 +151,7 @@ class FrameParser:
         self._missing -= count
         if self._missing:
             return None
+        self.count += 1
         bulk, self._bulk = self._bulk, None
         assert bulk is not None
         return bulk, self._filled
@@ -150,6 +180,7 @@ class FrameParser:
                 frames.append(Oversized(size, bytes(data[start:stop])))
                 missing = size - (stop - start)
                 self._skip = max(0, missing - (end - stop))
+                self._skipped = size
                 pos = min(end, stop + missing)
                 continue
             if stop > end:
@@ -158,6 +189,7 @@ class FrameParser:
             pos = stop
         if pos < end:
             self._tail += data[pos:] if pos else data
+        self.count += len(frames)
         return frames
 
     def _finish_begun(self, data: bytes, frames: list[Frame | Oversized]) -> int:
@@ -185,6 +217,7 @@ class FrameParser:
                 missing = size - len(payload)
                 step = min(missing, end - pos)
                 self._skip = missing - step
+                self._skipped = size
                 pos += step
             else:
                 frames.append(payload)

@@ -39,14 +39,17 @@ class Limits:
             else the request is refused (:exc:`~aiomas_ng.exceptions.RemoteOverloadError` at the peer).
         inbox_size: Bytes of the peer's requests that wait.  Beyond: as for ``requests``.
         oneways: One-way messages of the peer whose handlers have begun to wait for room among ``requests``.
-            As soon as one waits we stop reading where that is safe.  Beyond, where it is not, the message is
-            dropped, which is logged on both sides.
+            Beyond: we stop reading where that is safe, else the message is dropped, which is logged on both
+            sides.
+        oneway_time: Seconds for which we do not read because of that, while nothing of the work ends: it may
+            be waiting, over whatever connections, for the peer.  Beyond: we read again, and drop.
         backlog: Bytes that wait to be written while the peer does not read.  Beyond:
             :exc:`~aiomas_ng.exceptions.OverloadError`.
         streams: Requests of the peer that are answered by streams, at a time.  Beyond: the request is
             refused, as for ``requests``.
         stream_window: Items of one stream that may be under way to us at a time.
-        turn: Requests of the peer that are handled in a row before other connections have their turn.
+        turn: Requests of the peer that are handled in a row before other connections have their turn.  One
+            that needs a task counts as several, and a large reply ends the turn.
         observations: Observations of the peer that are registered here.  Beyond: the peer gets the state
             once, without being registered.
         block_size: Bytes of a payload above which it is sent block by block, and bytes of a block; rounded
@@ -81,18 +84,19 @@ class Limits:
     frame_size: int = 64 * MIB
     frame_time: float = 30.0
     frame_rate: float = 1024
-    handshake_time: float = 30.0
+    handshake_time: float = 10.0
     decoded_depth: int = 500
-    decoded_size: int = 1024 * MIB
+    decoded_size: int = 512 * MIB
     decompressed_size: int = 256 * MIB
     calls: int = 100_000
     requests: int = 100_000
     inbox_size: int = 128 * MIB
     oneways: int = 10_000
+    oneway_time: float = 5.0
     backlog: int = 128 * MIB
     streams: int = 1_000
     stream_window: int = 64
-    turn: int = 64
+    turn: int = 32
     observations: int = 10_000
     block_size: int = 32 * 1024
     body_size: int = 128 * MIB

@@ -16,6 +16,8 @@ from aiomas_ng._core.frames import EXCEPTION, RESULT
 from aiomas_ng._core.identity import Identity
 from aiomas_ng._io.connection import Connection, logger
 from aiomas_ng._io.job import Job, is_awaitable, is_stream, pass_on_interrupt
+from aiomas_ng._io.oneways import Oneways
+from aiomas_ng._io.turns import COST_OF_TASK
 from aiomas_ng.exceptions import (
     AiomasError,
     ChannelClosedError,
@@ -173,6 +175,9 @@ class Answerer(Connection):
         self._inbox_size = 0
         self._violations = 0
         self._batched = 0  # tasks that work on the calls of batches
+        self._streams = 0  # jobs that stream
+        self._oneways = Oneways(self)
+        self._when_lost(self._drop_waiting)
 
     async def recv(self) -> Request:
         """Wait for the next request of the peer and return it.
@@ -200,8 +205,7 @@ class Answerer(Connection):
                 finally:
                     self._waiter = None
             msg_id, content = self._take_from_inbox()
-            if not self._is_reading and self._has_room(0):
-                self._start_reading()
+            self._read_if_there_is_room()
             if type(content) is LaneMessage:
                 self._pass_to_lane(content)
             elif type(content) is _Rejected:
@@ -229,7 +233,10 @@ class Answerer(Connection):
                 assert handler is not None
                 handler(msg_id, content)
             count -= 1
-        if not self._is_reading and self._has_room(0):
+        self._read_if_there_is_room()
+
+    def _read_if_there_is_room(self) -> None:
+        if not self._is_reading and self._has_room(0) and not self._oneways.is_full:
             self._start_reading()
 
     def _serve_lane(self, lane: Lane) -> None:
@@ -245,12 +252,20 @@ class Answerer(Connection):
 
     def _take_from_inbox(self) -> tuple[Any, Any]:
         key, (content, size) = self._inbox.popitem(last=False)
-        self._inbox_size -= size
+        self._note_taken(size)
         return (None if type(key) is object else key), content
 
+    def _note_taken(self, size: int) -> None:
+        self._inbox_size -= size
+        if self._error is None:  # else nothing of it counts any more
+            self._budget.take(size)
+
     def _has_room(self, size: int) -> bool:
-        limits = self._limits
-        return len(self._inbox) < limits.requests and self._inbox_size + size <= max(limits.inbox_size, size)
+        limits, waiting = self._limits, len(self._inbox)
+        if waiting >= limits.requests or self._inbox_size + size > max(limits.inbox_size, size):
+            return False
+        # One may always wait, so that each connection goes on, whatever the others hold.
+        return not waiting or self._budget.has_room_to_wait(size)
 
     def _put_inbox(self, msg_id: int | str | bytes | None, content: Any, size: int) -> None:
         """Keep a request until it can be taken; beyond the bound stop reading, or refuse it where waiting is
@@ -280,6 +295,7 @@ class Answerer(Connection):
                 return
         self._inbox[object() if msg_id is None else msg_id] = content, size
         self._inbox_size += size
+        self._budget.put(size)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -307,7 +323,7 @@ class Answerer(Connection):
     def _withdraw(self, key: int | str | bytes) -> None:
         """Drop a request that waits in the inbox, if it is there."""
         if key in self._inbox:
-            self._inbox_size -= self._inbox.pop(key)[1]
+            self._note_taken(self._inbox.pop(key)[1])
 
     def _settle(self, msg_id: int | str | None, result: Any, path: str | None = None) -> None:
         """Answer with what the handler at *path* returned: now, or through a :class:`Job` if it has to be
@@ -320,10 +336,11 @@ class Answerer(Connection):
     def _start_job(self, msg_id: int | str | None, result: Any, path: str | None = None) -> Job | None:
         """Work on *result* in a task; return ``None`` if there is no room for it, or the id is in use."""
         job = Job(self, msg_id, result, path)
-        if len(self._running) + self._batched >= self._limits.requests:
+        if not self._has_room_to_work():
+            if msg_id is None and self._oneways.put(job):
+                return None
             job.dispose()
-            error = OverloadError("too many requests of this connection are being worked on")
-            self._answer_error(msg_id, error)
+            self._refuse_work(msg_id)
             return None
         if msg_id is not None:
             try:
@@ -332,8 +349,7 @@ class Answerer(Connection):
                 job.dispose()
                 self._note_violation(violation)
                 return None
-        self._running.add(job)
-        job.start()
+        self._begin_work(job)
         return job
 
     def _give_up(self, job: Job, error: BaseException) -> None:
@@ -346,9 +362,33 @@ class Answerer(Connection):
             self._exchange.end(msg_id)
             self._answer_error(msg_id, error)
 
+    def _has_room_to_work(self, count: int = 1) -> bool:
+        """Return whether *count* further tasks may work on requests."""
+        has_room = len(self._running) + self._batched + count <= self._limits.requests
+        return has_room and self._budget.has_room_to_work(count)
+
+    def _begin_work(self, job: Job) -> None:
+        self._running.add(job)
+        self._budget.begin()
+        self._protocol._turns.left -= COST_OF_TASK
+        job.start()
+
+    def _refuse_work(self, msg_id: int | str | None) -> None:
+        if msg_id is not None or self._oneways.note_drop():
+            self._answer_error(msg_id, OverloadError("too many requests are being worked on"))
+
+    def _drop_waiting(self, error: ChannelClosedError) -> None:
+        """The connection has ended: what waits to be worked on is dropped, what waits for recv() stays."""
+        self._oneways.close()
+        self._budget.take(self._inbox_size, len(self._inbox))
+
     def _finish(self, job: Job, result: Any = None, error: BaseException | None = None) -> None:
         """Take the outcome of a :class:`Job`."""
-        self._running.discard(job)
+        if job in self._running:
+            self._running.remove(job)
+            self._budget.end()
+            if self._oneways.jobs:
+                self._oneways.begin()
         msg_id = job.msg_id
         if msg_id is not None and self._exchange.jobs.get(msg_id) is job:
             self._exchange.end(msg_id)
@@ -366,6 +406,7 @@ class Answerer(Connection):
         try:
             if type(result) is bytes and codecs.is_large(result):
                 self._protocol.write_pieces(self._encode_pieces((RESULT, msg_id, result)))
+                self._protocol._turns.left = 0  # to copy it has taken long enough
                 return
             payload = self._encode((RESULT, msg_id, result))
             if self._running:  # others may end in the same turn of the loop
@@ -411,7 +452,18 @@ class Answerer(Connection):
             self._answer_error(None, error)
 
     def _open_stream(self, msg_id: int | str) -> None:
+        """Begin to answer a request by a stream; :meth:`_close_stream` ends it.
+
+        Raises:
+            OverloadError: There are too many streams.
+        """
+        if self._streams >= self._limits.streams:
+            raise OverloadError(f"{self._streams} streams go over this connection, which is the limit")
+        self._streams += 1
         self._send_control(frames.STREAM, msg_id)
+
+    def _close_stream(self) -> None:
+        self._streams -= 1
 
     def _send_item(self, msg_id: int | str, item: Any) -> None:
         self._check_open()

@@ -280,8 +280,8 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
             errors.append((index, _describe(channel, call, error)))
             result = None
         results.append(result)
-    if len(waiting) + len(channel._running) + channel._batched > channel._limits.requests:
-        overload = OverloadError("too many requests of this connection are being worked on")
+    if not channel._has_room_to_work(len(waiting)):
+        overload = OverloadError("too many requests are being worked on")
         for index, awaitable in waiting:
             dispose(awaitable)
             errors.append((index, channel._describe(overload)))
@@ -343,6 +343,7 @@ class _Rest:
         if not self._is_over:
             self._counted = len(self._waiting)
             self._channel._batched += self._counted
+            self._channel._budget.begin(self._counted)
 
     def close(self) -> None:
         """Drop what was not begun."""
@@ -352,8 +353,9 @@ class _Rest:
 
     def _end(self) -> None:
         self._is_over = True
-        self._channel._batched -= self._counted
-        self._counted = 0
+        counted, self._counted = self._counted, 0
+        self._channel._batched -= counted
+        self._channel._budget.end(counted)
 
     def cancel_others(self, prefix: str = "") -> None:
         """One of the calls ends the connection, or what lies below *prefix*: cancel the others."""

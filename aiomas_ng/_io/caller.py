@@ -21,6 +21,7 @@ from aiomas_ng.exceptions import (
     MalformedFrameError,
     OverloadError,
     ProtocolError,
+    TooManyConnectionsError,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ __all__ = ["Caller"]
 TOO_LARGE: Final = "aiomas_ng.FrameTooLargeError"
 #: And that of a request which came when it had said that it takes no new ones.
 SHUTDOWN: Final = "aiomas_ng.ShutdownError"
+#: And that of a connection that it has no room for.
+TOO_MANY: Final = "aiomas_ng.TooManyConnectionsError"
 
 #: And that of a call whose deadline has passed there.
 TOO_LATE: Final = "aiomas_ng.DeadlineExceededError"
@@ -191,6 +194,8 @@ class Caller(Connection):
             self._log(logging.WARNING, text, error.origin, error.type_name, error.message)
             if self._lane is not None and error.type_name == TOO_LARGE:
                 self._lane.lose(error)
+            if error.type_name == TOO_MANY:
+                self._set_error(TooManyConnectionsError(f"the peer has no room for us: {error.message}"))
             return
         call = self._exchange.settle(msg_id)
         if call is not None and error.type_name == TOO_LATE:

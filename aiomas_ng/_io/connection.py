@@ -65,7 +65,8 @@ class Connection:
         # Found out now, because there may be nobody to ask when the connection has ended.
         self._principal = Principal(identify(transport), self._names["peername"] or self._names["sockname"])
         self._limits = protocol.limits
-        self._exchange = Exchange(self._limits.calls)
+        self._budget = protocol.budget
+        self._exchange = Exchange(self._limits.calls, self._budget)
         self._error: ChannelClosedError | None = None  # why the connection has ended
         self._log_limit = LogLimit()
         self._lost = loop.create_future()
@@ -193,7 +194,7 @@ class Connection:
         if not self._is_reading and self._error is None:
             self._is_reading = True
             with outside_deadlines():  # whose context is that of all that is read from now on
-                self._transport.resume_reading()
+                self._protocol.resume_reading()
             self._check_stall()
 
     def _stop_reading(self) -> None:

@@ -13,8 +13,15 @@ from aiomas_ng._core.frames import BUNDLE, EXCEPTION, MESSAGE, REQUEST, RESULT
 from aiomas_ng._io.answerer import LaneMessage
 from aiomas_ng._io.closing import Closer
 from aiomas_ng._io.reply import StreamState
-from aiomas_ng._io.writer import CORK_SIZE
-from aiomas_ng.exceptions import AiomasError, MalformedFrameError, ProtocolError, UnknownFrameTypeError
+from aiomas_ng._io.writer import CORK_SIZE, MAX_GATHERED
+from aiomas_ng.exceptions import (
+    AiomasError,
+    ClosedByUsError,
+    MalformedFrameError,
+    ProtocolError,
+    TooManyConnectionsError,
+    UnknownFrameTypeError,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -91,10 +98,22 @@ class Dispatcher(Closer):
         """
         if type(messages) not in SEQUENCES or not messages:
             raise MalformedFrameError(f"a bundle must be an array of frames but is {short(messages)}")
-        share = size // len(messages)
-        for message in messages:
-            if self._error is not None:
-                return
+        self._take_messages(messages, size // len(messages))
+
+    def _take_messages(self, messages: Any, share: int) -> None:
+        """Take frames of a bundle, each of which counts for *share* bytes, as many as have their turn."""
+        turns = self._protocol._turns
+        before = turns.begin_bundle()
+        if len(messages) > MAX_GATHERED:
+            turns.put_back(messages[MAX_GATHERED:], share)
+            messages, before = messages[:MAX_GATHERED], 0  # nothing else has its turn before them
+        rest = iter(messages)
+        for message in rest:
+            if self._error is not None or turns.left <= 0:
+                if self._error is None:
+                    turns.put_back([message, *rest], share)
+                    before = 0
+                break
             try:
                 try:
                     msg_type, msg_id, content = message
@@ -103,6 +122,12 @@ class Dispatcher(Closer):
                 self._take_frame(msg_type, msg_id, content, share)
             except ProtocolError as violation:
                 self._note_violation(violation)
+        turns.left = min(before, turns.left)
+
+    def _refuse_connection(self, reason: str) -> None:
+        """Close a connection for which there is no room, and say so."""
+        self._answer_error(None, TooManyConnectionsError(reason))
+        self._set_error(ClosedByUsError(reason))
 
     def _take_session(self, content: Any) -> None:
         """The peer says what it is capable of; say the same of us, once."""

@@ -182,6 +182,7 @@ class Job:
     async def _stream(self, items: AsyncIterator[Any]) -> None:
         """Send the *items* as far as the peer's credit allows, then wait for more."""
         channel, msg_id = self._channel, self.msg_id
+        is_open = False
         try:
             if msg_id is None or not channel._exchange.is_peer_ours:
                 raise StreamError(
@@ -190,6 +191,7 @@ class Job:
             channel._open_stream(msg_id)
             principal = channel._principal
             identity = principal.identity
+            is_open = True
             while True:
                 while self._credit <= 0:
                     self._waiter = channel._loop.create_future()
@@ -205,6 +207,8 @@ class Job:
                     raise AccessDeniedError("the rest of a stream")
                 channel._send_item(msg_id, item)
         finally:
+            if is_open:
+                channel._close_stream()
             aclose = getattr(items, "aclose", None)
             if aclose is not None:
                 await aclose()

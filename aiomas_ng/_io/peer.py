@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._core.deadline import Deadline, get_context_without, get_deadline
+from aiomas_ng._core.limits import DEFAULT_LIMITS
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
 from aiomas_ng._io.expiry import bounded, check_deadline, run_under
 from aiomas_ng._io.reply import Reply, describe_call
@@ -27,8 +28,8 @@ __all__ = ["Peer", "Peers"]
 
 logger = logging.getLogger(__name__)
 
-#: Calls to one peer that may wait for the connection to it.
-MAX_WAITING: Final = 100_000
+#: Calls to one peer that may wait for the connection to it, unless set otherwise.
+MAX_WAITING: Final = DEFAULT_LIMITS.calls
 
 #: Opens a connection to an address within a timeout.
 Open = Callable[["Address", "float | None"], Awaitable["RpcClient"]]
@@ -154,7 +155,7 @@ class Peer:
         if client is not None and not self._waiting:
             return client.call(path, args, kwargs, options)
         self._peers.check_open()
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._peers.max_waiting:
             raise OverloadError(f"{len(self._waiting)} calls wait for the connection to {self.url} already")
         reply = Reply(loop=self._peers.loop)
         reply.path = path
@@ -230,10 +231,14 @@ class Peers:
     Args:
         loop: The event loop.
         open_client: Opens a connection.
+        max_waiting: Calls to one server that may wait for the connection to it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, open_client: Open) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, open_client: Open, max_waiting: float = MAX_WAITING
+    ) -> None:
         self.loop = loop
+        self.max_waiting = max_waiting
         self.is_closed = False
         self._open = open_client
         self._known: weakref.WeakValueDictionary[Address, Peer] = weakref.WeakValueDictionary()

@@ -344,6 +344,7 @@ class Resumption:
         if self._sessions is not None:
             self._sessions.note_resumed(session.id)
         self.transport.attach(wire)
+        protocol.resumed(wire)
         if head:
             wire.write(head)
         session.resume(wire.write)

@@ -18,7 +18,7 @@ from aiomas_ng._core.limits import Limits
 from aiomas_ng._core.session import Session
 from aiomas_ng.exceptions import FrameTooLargeError
 
-__all__ = ["CORK_SIZE", "FrameWriter"]
+__all__ = ["CORK_SIZE", "MAX_GATHERED", "FrameWriter"]
 
 #: Bytes that are gathered before they are written.
 CORK_SIZE: Final = 64 * 1024

@@ -337,6 +337,7 @@ MAPPED = {
     exceptions.ArgumentError("x"): RemoteArgumentError,
     exceptions.SerializationError("x"): RemoteSerializationError,
     exceptions.DeserializationError("x"): RemoteSerializationError,
+    exceptions.DecodedTooLargeError("x", "decoded_size", 4): RemoteSerializationError,
     exceptions.FrameTooLargeError(5, 4): RemoteSerializationError,
     exceptions.OverloadError("x"): RemoteOverloadError,
     asyncio.CancelledError("x"): RemoteCancelledError,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +89,27 @@ def test_limits_are_fixed_and_named() -> None:
 def test_blocks_fit_into_frames(changed: dict[str, int], size: int) -> None:
     """A block has a size that the wire knows, and there is room for it in a frame, in any codec."""
     assert Limits(**changed).payload_size == size  # type: ignore[arg-type]
+
+
+# -- The documentation -----------------------------------------------------------------------------
+
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "limits.md"
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def rows_of_table() -> dict[str, float]:
+    """Return the names in the table of the documentation, with the defaults that it gives."""
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) ?(\w*) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == len(dict.fromkeys(name for name, _, _ in rows)), "a limit has two rows"
+    return {name: float(number.replace(",", "")) * UNITS.get(unit, 1) for name, number, unit in rows}
+
+
+def test_table_has_all_limits() -> None:
+    """The table has every limit, and no other, with its default."""
+    assert rows_of_table() == dataclasses.asdict(DEFAULT_LIMITS)
+
+
+def test_docstring_has_all_limits() -> None:
+    """So does the docstring of the class."""
+    described = re.findall(r"^        (\w+): ", Limits.__doc__ or "", re.MULTILINE)
+    assert described == NAMES
