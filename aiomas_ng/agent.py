@@ -32,6 +32,7 @@ from aiomas_ng._container.pair import join_pair
 from aiomas_ng._container.signals import END_SIGNALS
 from aiomas_ng._core.access import Rule, StrictAccess, check_class
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
+from aiomas_ng._core.budget import Budget
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
 from aiomas_ng._io.closing import GRACE
 from aiomas_ng._io.endpoint import Server, as_address

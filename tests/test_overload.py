@@ -206,6 +206,49 @@ async def test_host_connections() -> None:
             assert await again.remote.echo(6) == 6
 
 
+async def test_a_connection_that_is_taken_up_again_counts_once(transport: Any) -> None:
+    """A connection that breaks has room to be taken up again where it has filled the last place, and the
+    place is free when it has ended."""
+    service = Service()
+    clients: list[Any] = []
+    server = await rpc.start_server(
+        transport.address(), service, clients.append, limits=Limits(connections=1), resumable=True
+    )
+    client = await rpc.open_connection(server.url, resumable=True)
+    for value in range(3):
+        assert await client.remote.echo(value) == value
+        call = asyncio.ensure_future(client.remote.wait(value))
+        await until(lambda value=value: service.begun == value + 1)
+        client.channel._protocol._resumption.transport.wire.abort()
+        await until(lambda: clients[0].channel._protocol._resumption.is_interrupted)
+        service.go.set()
+        assert await call == value
+        service.go.clear()
+        async with open_clients(server.url, 1) as (other,):
+            with pytest.raises(TooManyConnectionsError):
+                await other.remote.echo(1)
+    admission = clients[0].channel._protocol._admission
+    assert len(admission) == 1
+    await client.close()
+    await until(lambda: len(admission) == 0)
+    server.close()
+
+
+async def test_a_broken_connection_is_no_slow_frame(transport: Any) -> None:
+    """A frame that has arrived in part when the connection breaks waits for it to be taken up again."""
+    async with open_link(transport, resumable=True, limits=Limits(frame_time=0.05, frame_rate=10**6)) as (
+        client,
+        server,
+    ):
+        serve(server, lambda content: content)
+        assert await client.send("a") == "a"
+        server._protocol.data_received(b"\x00\x00")  # as if it were the begin of a frame
+        server._protocol._resumption.interrupt("a test")
+        assert server._protocol._frame_watch._timer is not None
+        await asyncio.sleep(0.15)
+        assert not server.is_closed
+
+
 async def test_container_is_told_to_have_no_room(transport: Any) -> None:
     """An agent whose container is refused learns it from the error of its call, and of a request for a
     resource from the cause."""

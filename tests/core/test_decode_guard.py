@@ -260,7 +260,7 @@ def test_colliding_keys_are_refused() -> None:
     with pytest.raises(DeserializationError, match="keys with the hash of another one"):
         codec.decode(codec.encode(dict(colliding(MAX_COLLISIONS + 2))))
     key = pack(msgpack.ExtType(codecs.EXT_TYPE, pack(["int", (P * 2**64).to_bytes(20, "big")])))
-    keys = [key.replace(b"\xc4\x14", b"\xc4\x14")[:-4] + i.to_bytes(4, "big") for i in range(50_000)]
+    keys = [key[:-4] + i.to_bytes(4, "big") for i in range(50_000)]
     message = b"\xdf" + len(keys).to_bytes(4, "big") + b"".join(item + b"\x00" for item in keys)
     assert len(codec.decode(message)) == len(keys)  # these have hashes of their own
     items = b"".join(codec.encode(key) + b"\x00" for key, _ in colliding(50_000))
