@@ -45,7 +45,10 @@ nitpick_ignore_regex = [
     (r"py:class", r"Arrow"),
     # What has no page of its own because nobody uses it by name: private classes, type variables.
     (r"py:class", r"(?:aiomas_ng\.\w+\.)?(?:_\w+|T)"),
-    (r"py:class", r"aiomas_ng\._(?:core|io|coap)\..+|Link|CallOptions|Peers|Remote|Reopener|EventQueue"),
+    (
+        r"py:class",
+        r"aiomas_ng\._(?:core|io|coap)\..+|Link|Budget|CallOptions|Peers|Remote|Reopener|EventQueue",
+    ),
     (r"py:class", r"Serializers|AttributeValue"),
     (r"py:(?:data|func)", r"WINDOW|MAX_OPTIONS|is_no_cache_key"),
 ]
