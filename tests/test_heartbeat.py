@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import gc
 import logging
@@ -27,8 +28,8 @@ from typing import Any
 import pytest
 
 from aiomas_ng import channel as channels
-from aiomas_ng import rpc
-from aiomas_ng._core.liveness import Pulse
+from aiomas_ng import deadlines, rpc
+from aiomas_ng._core.pulse import Pulse
 from aiomas_ng._io import kernel
 from aiomas_ng._io.endpoint import dial
 from aiomas_ng._io.heartbeat import Heartbeat
@@ -930,6 +931,30 @@ async def test_function_that_ends_the_program_is_not_stopped() -> None:
         near._set_state(UNRESPONSIVE)
     near._set_state(CONNECTED)
     assert seen == [CONNECTED]
+    await asyncio.gather(near.close(), far.close())
+
+
+async def test_function_runs_in_the_context_of_its_own() -> None:
+    """It is bound by no deadline, neither of who registers it nor of who brings about the change, and sees
+    the context variables of the former."""
+    near, far = await channels.open_pair("pair", loop=asyncio.get_running_loop())
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+    seen = []
+
+    def note(channel: Channel, state: ConnectionState) -> None:
+        seen.append((name.get(), deadlines.remaining()))
+
+    name.set("ours")
+    with deadlines.within(5):
+        near.on_state(note)
+
+    def change() -> None:
+        name.set("theirs")
+        with deadlines.within(5):
+            near._set_state(UNRESPONSIVE)
+
+    contextvars.copy_context().run(change)
+    assert seen == [("ours", None)]
     await asyncio.gather(near.close(), far.close())
 
 
