@@ -18,6 +18,7 @@ import gc
 import logging
 import random
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -26,6 +27,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import trustme
 
 from aiomas_ng import channel as channels
 from aiomas_ng import deadlines, rpc
@@ -621,6 +623,36 @@ async def test_network_that_comes_back(wire: Any) -> None:
         assert await asyncio.gather(*replies) == list(range(10))
         for watch in watches:
             await watch.until(UNRESPONSIVE, CONNECTED)
+
+
+@pytest.mark.skipif(not IS_LINUX, reason="other systems do not tell")
+async def test_connection_with_tls() -> None:
+    """Below TLS the kernel is asked all the same: who does not read is busy, and whose host has gone is given
+    up."""
+    from tests.conftest import Transport
+
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    tcp = Transport("tcp", None)  # type: ignore[arg-type]
+    async with open_link(
+        tcp, near={"ssl": client_context, "liveness": ENDLESS}, far={"ssl": server_context}
+    ) as (near, far):
+        serve(far, lambda content: content)
+        assert await near.send(1) == 1
+        states = States(near)
+        far.transport.pause_reading()
+        await states.until(UNRESPONSIVE)
+        await asyncio.sleep(5 * ENDLESS.patience)
+        far.transport.resume_reading()
+        await states.until(UNRESPONSIVE, CONNECTED)
+        vanish(far.get_extra_info("socket"))
+        await states.until(UNRESPONSIVE, CONNECTED, UNRESPONSIVE, CLOSED)
+        with pytest.raises(PeerUnresponsiveError, match="its host is silent"):
+            near.send(2)
+        far.transport.abort()  # whose end cannot hear that it is over
 
 
 # -- Our own loop ----------------------------------------------------------------------------------
