@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import gc
 import logging
 import random
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -25,10 +27,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import trustme
 
 from aiomas_ng import channel as channels
-from aiomas_ng import rpc
-from aiomas_ng._core.liveness import Pulse
+from aiomas_ng import deadlines, rpc
+from aiomas_ng._core.pulse import Pulse
 from aiomas_ng._io import kernel
 from aiomas_ng._io.endpoint import dial
 from aiomas_ng._io.heartbeat import Heartbeat
@@ -622,22 +625,52 @@ async def test_network_that_comes_back(wire: Any) -> None:
             await watch.until(UNRESPONSIVE, CONNECTED)
 
 
+@pytest.mark.skipif(not IS_LINUX, reason="other systems do not tell")
+async def test_connection_with_tls() -> None:
+    """Below TLS the kernel is asked all the same: who does not read is busy, and whose host has gone is given
+    up."""
+    from tests.conftest import Transport
+
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    tcp = Transport("tcp", None)  # type: ignore[arg-type]
+    async with open_link(
+        tcp, near={"ssl": client_context, "liveness": ENDLESS}, far={"ssl": server_context}
+    ) as (near, far):
+        serve(far, lambda content: content)
+        assert await near.send(1) == 1
+        states = States(near)
+        far.transport.pause_reading()
+        await states.until(UNRESPONSIVE)
+        await asyncio.sleep(5 * ENDLESS.patience)
+        far.transport.resume_reading()
+        await states.until(UNRESPONSIVE, CONNECTED)
+        vanish(far.get_extra_info("socket"))
+        await states.until(UNRESPONSIVE, CONNECTED, UNRESPONSIVE, CLOSED)
+        with pytest.raises(PeerUnresponsiveError, match="its host is silent"):
+            near.send(2)
+        far.transport.abort()  # whose end cannot hear that it is over
+
+
 # -- Our own loop ----------------------------------------------------------------------------------
 
 
 async def test_peer_is_not_blamed_for_our_own_loop(wire: Any) -> None:
     """However often, and whenever, our loop is blocked for longer than everything, a peer that answers is
     never suspected: what has come lies in the socket, or our ping has not left yet."""
-    figures = Liveness(interval=0.03, patience=0.2, busy_patience=0.2)
+    figures = Liveness(interval=0.03, patience=0.5, busy_patience=0.5)
     rng = random.Random(5)
     async with open_process(wire.address()) as process:
         url = await process.start()
         async with container_of(figures) as container:
             worker = await container.connect(url)
             states = States(channel_of(container))
-            for _ in range(4):
+            for _ in range(3):
                 await asyncio.sleep(rng.random() * 0.1)
-                time.sleep(0.3)  # noqa: ASYNC251
+                time.sleep(0.7)  # noqa: ASYNC251
             assert await worker.echo(1) == 1
             assert states.seen == []
 
@@ -730,19 +763,22 @@ async def test_looks_are_spread() -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_relayed(wire: Any, **kwds: Any) -> AsyncIterator[tuple[Channel, Channel, list[FaultyLink]]]:
+async def open_relayed(
+    wire: Any, *, near: dict[str, Any] | None = None, far: dict[str, Any] | None = None, **kwds: Any
+) -> AsyncIterator[tuple[Channel, Channel, list[FaultyLink]]]:
     """Give the two ends of a resumable connection, and what lies between them: a further link each time that
-    the client dials."""
+    the client dials; *near* and *far* are options of one end, and the others of both."""
+    kwds["resumable"] = True
     links: list[FaultyLink] = []
     accepted: list[Channel] = []  # those after the first hand their transport over to that
-    server = await channels.start_server(wire.address(), accepted.append, resumable=True, **kwds)
+    server = await channels.start_server(wire.address(), accepted.append, **kwds, **(far or {}))
 
     def make_link() -> asyncio.Protocol:
         links.append(FaultyLink(server.url))
         return links[-1]()
 
     async with server, listen_raw(wire, make_link) as address:
-        client = await channels.open_connection(address, resumable=True, **kwds)
+        client = await channels.open_connection(address, **kwds, **(near or {}))
         await wait_until(lambda: accepted)
         try:
             yield client, accepted[0], links
@@ -800,8 +836,9 @@ async def test_peer_that_cannot_be_reached_anew(wire: Any) -> None:
 
 async def test_function_may_close_an_interrupted_channel(wire: Any) -> None:
     """Who is told that a connection was interrupted may end it right then, at either end; nothing is left."""
-    for side in (0, 1):
-        async with open_relayed(wire, liveness=SHORT) as (near, far, links):
+    for side, name in enumerate(("near", "far")):
+        # The other end notices nothing, or it might be faster and dial anew.
+        async with open_relayed(wire, **{name: {"liveness": SHORT}}) as (near, far, links):
             serve(far, lambda content: content)
             assert await near.send(1) == 1
             await wait_until(lambda: far._protocol._resumption.can_resume)  # type: ignore[union-attr]
@@ -930,6 +967,30 @@ async def test_function_that_ends_the_program_is_not_stopped() -> None:
         near._set_state(UNRESPONSIVE)
     near._set_state(CONNECTED)
     assert seen == [CONNECTED]
+    await asyncio.gather(near.close(), far.close())
+
+
+async def test_function_runs_in_the_context_of_its_own() -> None:
+    """It is bound by no deadline, neither of who registers it nor of who brings about the change, and sees
+    the context variables of the former."""
+    near, far = await channels.open_pair("pair", loop=asyncio.get_running_loop())
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+    seen = []
+
+    def note(channel: Channel, state: ConnectionState) -> None:
+        seen.append((name.get(), deadlines.remaining()))
+
+    name.set("ours")
+    with deadlines.within(5):
+        near.on_state(note)
+
+    def change() -> None:
+        name.set("theirs")
+        with deadlines.within(5):
+            near._set_state(UNRESPONSIVE)
+
+    contextvars.copy_context().run(change)
+    assert seen == [("ours", None)]
     await asyncio.gather(near.close(), far.close())
 
 

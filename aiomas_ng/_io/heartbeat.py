@@ -1,5 +1,5 @@
 """Looks after one connection: the timer, the pings, and what follows from what is decided in
-:mod:`~aiomas_ng._core.liveness`."""
+:mod:`~aiomas_ng._core.pulse`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._core.frames import PING
-from aiomas_ng._core.liveness import Pulse, Step, Verdict
+from aiomas_ng._core.pulse import Pulse, Step, Verdict
 from aiomas_ng._io.kernel import is_host_there, keep_alive
 from aiomas_ng._io.local_transport import LocalQueueTransport
 from aiomas_ng.exceptions import PeerUnresponsiveError

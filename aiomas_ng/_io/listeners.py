@@ -4,10 +4,13 @@ do."""
 from __future__ import annotations
 
 import collections
+import contextvars
 import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Final
+
+from aiomas_ng._core.deadline import get_context_without
 
 __all__ = ["Listeners"]
 
@@ -28,12 +31,15 @@ class Listeners:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._entries: dict[object, Callable[..., Any]] = {}
+        self._entries: dict[object, tuple[Callable[..., Any], contextvars.Context]] = {}
         self._news: collections.deque[tuple[Any, ...]] = collections.deque()
         self._is_telling = False
 
     def add(self, callback: Callable[..., Any]) -> Callable[[], None]:
         """Tell *callback* from now on; return a function that ends this, and may be called twice.
+
+        It runs in the context (:mod:`contextvars`) that it was added in, without a deadline: it has nothing
+        to do with who happens to bring about the news.
 
         Raises:
             TypeError: *callback* is no function, or is a coroutine function.
@@ -44,7 +50,7 @@ class Listeners:
         if len(self._entries) >= MAX_LISTENERS:
             raise RuntimeError(f"{MAX_LISTENERS} functions are registered as {self._what} already")
         key = object()
-        self._entries[key] = callback
+        self._entries[key] = callback, get_context_without() or contextvars.copy_context()
 
         def remove() -> None:
             self._entries.pop(key, None)
@@ -62,9 +68,9 @@ class Listeners:
         try:
             while self._news:
                 news = self._news.popleft()
-                for key, callback in list(self._entries.items()):
+                for key, (callback, context) in list(self._entries.items()):
                     if key in self._entries:  # else another one has removed it
-                        self._call(callback, news)
+                        context.run(self._call, callback, news)
         finally:
             self._is_telling = False
             self._news.clear()
