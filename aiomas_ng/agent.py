@@ -14,29 +14,32 @@ connections are replaced, and in what is new: named agents, removal, the hooks :
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
+import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
 from aiomas_ng import access as access_
 from aiomas_ng import channel, clocks, local_queue, rpc, util
 from aiomas_ng._coap.agent_states import BoundState, State, get_states, state
 from aiomas_ng._coap.container_site import AgentSite, ContainerSite
+from aiomas_ng._container.construction import undo_if_construction_fails
+from aiomas_ng._container.ending import Ending
+from aiomas_ng._container.hooks import Hooks, is_in_hook
+from aiomas_ng._container.pair import join_pair
+from aiomas_ng._container.signals import END_SIGNALS
 from aiomas_ng._core.access import Rule, StrictAccess, check_class
 from aiomas_ng._core.addresses import Address, parse_agent_url, tcp_url
-from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
-from aiomas_ng._io.connection import CLOSE_GRACE
+from aiomas_ng._io.closing import GRACE
 from aiomas_ng._io.endpoint import Server, as_address
-from aiomas_ng._io.job import CURRENT_JOB
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.peer_states import PeerStates, PeerWatching
-from aiomas_ng._io.principal import CURRENT_PRINCIPAL, make_own_principal
+from aiomas_ng._io.principal import make_own_principal
 from aiomas_ng._io.shortcut import Shortcut
-from aiomas_ng._io.supervised import Supervised, get_declared
+from aiomas_ng._io.supervised import Supervised
 from aiomas_ng._io.supervisor import Supervisor
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import (
@@ -51,7 +54,6 @@ from aiomas_ng.exceptions import (
 )
 from aiomas_ng.forwarding import Forwarder
 from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
-from aiomas_ng.pipe import CURRENT_DRIVER
 from aiomas_ng.protocol import Context
 from aiomas_ng.util import WILDCARD_HOSTS, SSLCerts
 
@@ -61,9 +63,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a container which was connected to is given to say whether it has an agent.
 ANSWER_TIMEOUT: Final = 30.0
-
-#: Whether the running code is a hook of an agent, for which a shutdown may be waiting.
-IS_IN_HOOK: contextvars.ContextVar[bool] = contextvars.ContextVar("IS_IN_HOOK", default=False)
 
 T = TypeVar("T")
 
@@ -228,7 +227,10 @@ class Container(PeerWatching):
         container: Self
 
         def connected(chan: channel.Channel) -> None:
-            container._add_connection(chan)
+            if container._ending.has_begun:
+                chan._end_here()
+            else:
+                container._add_connection(chan)
 
         # It listens before the container is made, which has to know the port that was given for port 0, and
         # serves after.
@@ -261,15 +263,14 @@ class Container(PeerWatching):
         self._clock = clock
         self._connect_kwargs = connect_kwargs
         self._tcp_server: Server | None = None
-        self._shutdown_end: asyncio.Future[None] | None = None
         self._connections: set[rpc.RpcClient] = set()  # both those accepted and those made
         self._peers = Peers(loop, self._open_connection)
         self._peer_states = PeerStates()
         self._next_aid = 0
         self._given_aids: set[str] = set()  # names that were chosen; numbers are known by _next_aid
-        self._ready: dict[str, asyncio.Future[None]] = {}
-        self._starting: dict[str, asyncio.Task[None]] = {}  # runs of on_ready
+        self._hooks = Hooks(self, Agent)
         self._supervisor = Supervisor(self)
+        self._ending = Ending(self)
         #: The agents; ``agents.dict`` has them by id.
         self.agents = rpc.ServiceDict()
         self._site = ContainerSite(self.agents.dict, self._get_coder, self.router)
@@ -290,6 +291,11 @@ class Container(PeerWatching):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._base_url!r})"
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether :meth:`shutdown` was called and is through."""
+        return self._ending.is_over
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -393,6 +399,7 @@ class Container(PeerWatching):
 
         Cancelling it is safe and disturbs no other call.
         """
+        self._check_loop()
         address, aid = parse_agent_url(url)
         peer = self._peers.get(address)
         client = await peer.connect(timeout)
@@ -447,60 +454,83 @@ class Container(PeerWatching):
         """
         aid = _get_aid(agent)
         found = self.agents.dict.get(aid)
-        if found is None and await self._supervisor._give_up(agent, wait=not IS_IN_HOOK.get()):
+        if found is None and await self._supervisor._give_up(agent, wait=not is_in_hook()):
             return
         if found is None or (found is not agent and agent is not aid):
             raise AgentNotFoundError(aid if agent is aid else str(agent), self._base_url)
+        self._forget(aid)
+        await self._stop_agent(aid, found)
+
+    def _forget(self, aid: str) -> None:
         del self.agents.dict[aid]
         self.agents.router.unset_sub_router(aid)
         self._site.remove_agent(aid)
-        await self._stop_agent(aid, found)
 
     @overload
-    def shutdown(self, as_coro: Literal[False] = False) -> None: ...
+    def shutdown(self, as_coro: Literal[False] = False, *, grace: float = ...) -> None: ...
     @overload
-    def shutdown(self, as_coro: Literal[True]) -> Coroutine[Any, Any, None]: ...
-    def shutdown(self, as_coro: bool = False) -> Coroutine[Any, Any, None] | None:
-        """Stop listening, stop the agents, close all connections and end what still runs; safe to be called
-        twice.
+    def shutdown(self, as_coro: Literal[True], *, grace: float = ...) -> Coroutine[Any, Any, None]: ...
+    def shutdown(self, as_coro: bool = False, *, grace: float = GRACE) -> Coroutine[Any, Any, None] | None:
+        """Stop listening, stop the agents, let handlers that run end, and close all connections; safe to be
+        called twice.
+
+        Peers are told, and new requests of theirs are refused: they get
+        :exc:`~aiomas_ng.exceptions.ClosedByPeerError` with ``was_sent`` ``False``. Where nothing runs, it
+        returns at once.
 
         Args:
             as_coro: Return a coroutine, to be awaited where the loop is running; else block until it is done.
+            grace: Seconds that handlers which run are given to end by themselves; then they are cancelled.
+                All :meth:`Agent.on_stop` together are given as much, but at least 5 s.
 
         Raises:
-            RuntimeError: An event loop is running, and *as_coro* is not set.
+            RuntimeError: An event loop is running, and *as_coro* is not set; or it is another one than that
+                of the container.
+            ValueError: *grace* is no number >= 0.
 
         Who calls it again waits for the end as well, except in a handler or hook of the container, for whose
-        end the first caller waits. Cancelling it skips what the agents still do in :meth:`Agent.on_stop`.
+        end the first caller waits; with less grace, it comes earlier. Cancelling it ends all at once, and
+        skips what the agents still do in :meth:`Agent.on_stop`.
         """
-        return self._shutdown() if as_coro else _block(self._shutdown(), self._loop)
+        coro = self._ending.run(grace)
+        return coro if as_coro else _block(coro, self._loop)
 
-    async def _shutdown(self) -> None:
+    async def serve_forever(
+        self, *, signals: Iterable[int] = END_SIGNALS, grace: float = GRACE
+    ) -> signal.Signals | None:
+        """Serve until the process is told to end by a signal, then :meth:`shutdown` in order; for the end of
+        a program's main function.
+
+        A second signal ends all at once. It returns, too, when somebody else has shut the container down.
+
+        Args:
+            signals: The signals; by default SIGINT (Ctrl-C) and SIGTERM. What they did before is put back
+                afterwards.
+            grace: As for :meth:`shutdown`.
+
+        Returns:
+            The signal, ``None`` if it was not one that has ended the container.
+
+        Raises:
+            RuntimeError: This is not the main thread, which alone can watch signals.
+            ValueError: One of *signals* cannot be watched, or *grace* is no number >= 0.
+
+        Cancelling it shuts down in order, too; cancelling it twice, at once. Several containers of a process
+        may do this at the same time.
+        """
+        return await self._ending.serve(signals, grace)
+
+    def _close_server(self) -> None:
         server, self._tcp_server = self._tcp_server, None
         if server is not None:
             server.close()
-        if self._shutdown_end is not None:
-            is_in_handler = CURRENT_JOB.get() is not None or CURRENT_DRIVER.get() is not None
-            if not is_in_handler and not IS_IN_HOOK.get():  # else the other caller may wait for us
-                await asyncio.shield(self._shutdown_end)
-            return
-        self._shutdown_end = self._loop.create_future()
-        try:
-            await self._end_all()
-        finally:
-            self._shutdown_end.set_result(None)
 
-    async def _end_all(self) -> None:
-        try:
-            await self._supervisor._close(wait=not IS_IN_HOOK.get())
-            for aid, agent in list(self.agents.dict.items()):
-                await self._stop_agent(aid, agent)
-        finally:
-            # All at once: if we are in a handler, the end of one of two connected ends must not cancel it
-            # through the other one.
-            closing = [client.close() for client in self._connections]
-            await asyncio.gather(
-                self._context.shutdown(), *closing, self._peers.close(), return_exceptions=True
+    def _check_loop(self) -> None:
+        """Raise ``RuntimeError`` if another loop runs than that of the container."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                f"{self} belongs to another event loop than the one that runs: where you use asyncio.run(), "
+                f"create the container in the coroutine that it runs, with as_coro=True"
             )
 
     # Connections
@@ -513,6 +543,9 @@ class Container(PeerWatching):
         tls = rpc.tls_for(address, kwds.pop("ssl", None))
         opening = channel.open_connection(address, timeout=timeout, loop=self._loop, **kwds, **tls)
         chan = await self._dialled(address, opening)
+        if self._ending.is_closing:
+            chan._end_here()
+            self._peers.check_open()
         return self._add_connection(chan, address.url)
 
     def _own_address(self) -> Address:
@@ -529,10 +562,11 @@ class Container(PeerWatching):
             tracebacks=self._connect_kwargs.get("tracebacks", False),
         )
         # What is called through it has nothing to do with who happens to connect first.
-        near, far = await self._loop.create_task(pair, context=contextvars.Context())
+        near, far = await join_pair(pair, self._loop)
         near._principal = far._principal = make_own_principal()
         server = self._add_connection(far)
         client = self._add_connection(near, address.url)
+        server._is_own = client._is_own = True
         if near._plain is not None:
             Shortcut(client, server, self.router)
         return client
@@ -565,12 +599,11 @@ class Container(PeerWatching):
         else:
             self._check_aid(aid)
             self._given_aids.add(aid)
+        if asyncio._get_running_loop() is not None:
+            self._check_loop()
         self.agents.router.set_sub_router(agent.router, aid)
         self.agents.dict[aid] = agent
-        if type(agent).on_ready is not Agent.on_ready or get_declared(type(agent)):
-            self._ready[aid] = self._loop.create_future()
-            # In the next turn of the loop the constructors of all subclasses are through.
-            self._loop.call_soon(self._make_ready, aid, agent)
+        self._hooks.register(aid, agent)
         return self._base_url + aid
 
     def _check_aid(self, aid: Any) -> None:
@@ -584,55 +617,18 @@ class Container(PeerWatching):
         ):
             raise AgentIdError(f"agent id {aid!r} was given before; ids are never given twice")
 
-    def _make_ready(self, aid: str, agent: Agent) -> None:
-        ready = self._ready[aid]
-
-        def end(task: asyncio.Task[None] | None) -> None:
-            if self._starting.get(aid) is task is not None:
-                del self._starting[aid]
-                if not task.cancelled():
-                    self._supervisor._begin(agent)
-            if self._ready.get(aid) is ready:  # or the agent was restarted, and this is its old one
-                del self._ready[aid]
-            ready.set_result(None)
-
-        if self.agents.dict.get(aid) is not agent or self._shutdown_end is not None:
-            end(None)
-            return
-
-        # The agent goes on to live when what has made it is over.
-        hook, context = self._run_hook(agent, "on_ready"), get_context_without()
-        self._starting[aid] = self._loop.create_task(hook, context=context)
-        self._starting[aid].add_done_callback(end)
+    async def _stop_agent(self, aid: str, agent: Agent) -> None:
+        """End an agent: its :meth:`Agent.on_ready`, its tasks, and at last its :meth:`Agent.on_stop`."""
+        stopping = self._hooks.begin_stop(aid, agent)
+        if stopping is not None:
+            await stopping
 
     async def _wait_ready(self, agent: Agent) -> None:
         """Wait until the agent's :meth:`Agent.on_ready` has ended."""
-        ready = self._ready.get(_get_aid(agent))
-        if ready is not None:
-            await asyncio.shield(ready)
+        await self._hooks.wait_ready(_get_aid(agent))
 
-    async def _stop_agent(self, aid: str, agent: Agent) -> None:
-        """Run the agent's :meth:`Agent.on_stop`, after its :meth:`Agent.on_ready` has ended."""
-        starting = self._starting.get(aid)
-        if starting is not None and starting is not asyncio.current_task():
-            starting.cancel()
-            await asyncio.wait([starting], timeout=CLOSE_GRACE)
-        await self._supervisor._stop_tasks(agent)
-        if type(agent).on_stop is not Agent.on_stop:
-            await self._run_hook(agent, "on_stop")
-
-    async def _run_hook(self, agent: Agent, name: str) -> None:
-        token = IS_IN_HOOK.set(True)
-        caller = CURRENT_PRINCIPAL.set(None)  # it may be whose call has made, or ends, the agent
-        try:
-            result = getattr(agent, name)()
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            logger.exception("%s of %s failed", name, agent)
-        finally:
-            IS_IN_HOOK.reset(token)
-            CURRENT_PRINCIPAL.reset(caller)
+    def _may_get_ready(self, aid: str, agent: Agent) -> bool:
+        return self.agents.dict.get(aid) is agent and not self._ending.has_begun
 
 
 def _get_aid(agent: Agent | str) -> str:
@@ -672,6 +668,7 @@ class Agent(Supervised):
     def __init_subclass__(cls, **kwds: Any) -> None:
         super().__init_subclass__(**kwds)
         check_class(cls)
+        undo_if_construction_fails(cls)
         get_states(cls)  # raises an error now, and not when the first agent is asked for its state
 
     def __init__(self, container: Container, *, aid: str | None = None) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aiomas_ng import codecs, local_queue, tuning, util
+from aiomas_ng._core.codec_errors import describe
 from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
@@ -35,7 +36,7 @@ from aiomas_ng._io.connection import logger
 from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
 from aiomas_ng._io.heartbeat import Heartbeat, begin_heartbeat
-from aiomas_ng._io.job import is_awaitable
+from aiomas_ng._io.job import is_awaitable, pass_on_interrupt
 from aiomas_ng._io.reply import Reply, ReplyStream
 from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
 from aiomas_ng._io.writer import FrameWriter
@@ -308,8 +309,9 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             return
         try:
             result = self._client_connected_cb(self.channel)
-        except Exception:
+        except BaseException as error:
             self._callback_failed()
+            pass_on_interrupt(error)
         else:
             if is_awaitable(result):
                 self._callback_task = self._loop.create_task(self._run_callback(result))
@@ -317,11 +319,16 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     async def _run_callback(self, result: Awaitable[Any]) -> None:
         try:
             await result
-        except Exception as error:
+        except BaseException as error:
             assert self.channel is not None
+            is_cancelled = isinstance(error, asyncio.CancelledError)
             # The usual way for such a callback to end is that its recv() meets the end of the connection.
-            if not (self.channel.is_closed and isinstance(error, ChannelClosedError)):
-                self._callback_failed()
+            is_usual = is_cancelled or isinstance(error, ChannelClosedError)
+            if not (is_usual and self.channel.is_closing):
+                self._callback_failed()  # nobody serves the peer any more
+            if is_cancelled:
+                raise
+            pass_on_interrupt(error)
 
     def _callback_failed(self) -> None:
         assert self.channel is not None
@@ -396,8 +403,9 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         assert channel is not None
         try:
             msg_type, msg_id, content = self._decode(payload)
-        except Exception as error:
+        except BaseException as error:  # a deserializer of the user's may raise anything
             self._reject_undecodable(payload, error, is_bundled)
+            pass_on_interrupt(error)
             return
         self._is_decoding_known = True
         try:
@@ -421,7 +429,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         error = FrameTooLargeError(frame.size, self.limits.frame_size, "a frame from the peer")
         self._reject(frame.head, error)
 
-    def _reject_undecodable(self, payload: Frame, error: Exception, is_bundled: bool) -> None:
+    def _reject_undecodable(self, payload: Frame, error: BaseException, is_bundled: bool) -> None:
         if self._plain is not None and not is_bundled and len(payload) <= BUNDLE_SIZE:
             messages = self._plain.split(payload)
             if messages is not None:  # one of a bundle is bad; the others are fine
@@ -430,7 +438,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         cause = (
             error
             if isinstance(error, DeserializationError)
-            else MalformedFrameError(f"not [type, id, content]: {error}")
+            else MalformedFrameError(f"not [type, id, content]: {describe(error)}")
         )
         # Without its way through the codec: it is not a handler that raised.
         self._reject(payload, cause.with_traceback(None))
@@ -439,7 +447,10 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         """Answer or end the request that a bad frame belongs to, if that can still be read from it."""
         channel = self.channel
         assert channel is not None
-        envelope = self.codec.peek(payload)
+        try:
+            envelope = self.codec.peek(payload)
+        except Exception:  # of a codec of the user's
+            envelope = None
         if envelope is not None:
             self._is_decoding_known = True
             channel._reject_frame(*envelope, error, len(payload))
@@ -493,6 +504,12 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         """The peer has said that it closes the connection: it is not taken up again."""
         if self._resumption is not None:
             self._resumption.give_up()
+
+    def stop_resuming(self) -> None:
+        """The peer was told that we are about to close the connection; if it breaks, it has ended."""
+        resumption = self._resumption
+        if resumption is not None and not resumption.is_interrupted:
+            resumption.give_up()
 
     def hand_over(self, request: Any) -> None:
         """The peer has connected to take up an earlier connection."""

@@ -161,7 +161,9 @@ class Codec:
                 return serializer.name, serializer.serialize(obj)
         except SerializationError as exc:
             raise EncodeError(str(exc), obj) from exc
-        except Exception as exc:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             raise EncodeError(f"Could not serialize {short(obj)}: {describe(exc)}", obj) from exc
         raise EncodeError(f"No serializer found for type {type_name(type(obj))}", obj)
 
@@ -174,7 +176,9 @@ class Codec:
             return serializer.deserialize(data)
         except DeserializationError:
             raise
-        except Exception as exc:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             raise DeserializationError(f"Could not deserialize a {serializer.name}: {describe(exc)}") from exc
 
 

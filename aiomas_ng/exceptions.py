@@ -31,6 +31,7 @@
     │   └── DeadlineExceededError    the deadline around the call has passed
     ├── WaitTimeoutError           + TimeoutError: what was waited for has not come
     ├── OverloadError              (a limit of ours is reached; nothing was sent)
+    ├── ShutdownError              (we shut down and take no new requests; nothing was executed)
     ├── StreamError                + RuntimeError: a stream is used in a way it cannot be
     ├── AddressError               + ValueError: an address or URL does not parse
     ├── AddressInUseError          + OSError
@@ -93,6 +94,7 @@ __all__ = [
     "RoutingError",
     "SerializationError",
     "SessionLostError",
+    "ShutdownError",
     "SocketPathError",
     "SpawnError",
     "StreamError",
@@ -270,8 +272,9 @@ class ChannelClosedError(AiomasError, ConnectionResetError):
 
     Args:
         reason: Why, in words.
-        was_sent: Of the call that fails with this error: ``False`` if it certainly did not leave this
-            process, ``True`` if the peer may have executed it, ``None`` where no call is concerned.
+        was_sent: Of the call that fails with this error: ``False`` if it was certainly not executed, because
+            it did not leave this process, or because the peer shut down and has refused it; ``True`` if the
+            peer may have executed it; ``None`` where no call is concerned.
     """
 
     def __init__(self, reason: str = "the connection is closed", was_sent: bool | None = None) -> None:
@@ -282,7 +285,7 @@ class ChannelClosedError(AiomasError, ConnectionResetError):
     def __str__(self) -> str:
         if self.was_sent is None:
             return self.reason
-        fate = "the peer may have executed this call" if self.was_sent else "this call was not sent"
+        fate = "the peer may have executed this call" if self.was_sent else "this call was not executed"
         return f"{self.reason}; {fate}"
 
 
@@ -384,6 +387,13 @@ class WaitTimeoutError(AiomasError, TimeoutError):
 class OverloadError(AiomasError):
     """A limit of this side is reached (calls in flight, unsent bytes); the request was not sent or not
     accepted."""
+
+
+class ShutdownError(AiomasError):
+    """This side shuts down and takes no new requests: the peer's request was not executed.
+
+    A caller at the other end gets :exc:`ClosedByPeerError` for it, with ``was_sent`` ``False``.
+    """
 
 
 class StreamError(AiomasError, RuntimeError):

@@ -42,6 +42,7 @@ from aiomas_ng._coap.events import Event as EventType
 from aiomas_ng._coap.events import EventQueue
 from aiomas_ng._coap.events import Iterator as EventIterator
 from aiomas_ng._core.deadline import Deadline
+from aiomas_ng._io.job import pass_on_interrupt
 from aiomas_ng.error import PipeStateError
 from aiomas_ng.exceptions import AiomasError
 from aiomas_ng.message import Message
@@ -330,8 +331,9 @@ class Pipe:
                     continue
                 try:
                     keep = entry.callback(event)
-                except Exception:
+                except BaseException as error:
                     self.log.exception("a callback of %r failed", self)
+                    pass_on_interrupt(error)
                     keep = False
                 if not keep:
                     self._remove(entry)
@@ -380,8 +382,9 @@ class Pipe:
     def _run(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception:
+        except BaseException as error:
             self.log.exception("a callback of %r failed", self)
+            pass_on_interrupt(error)
 
 
 def error_to_message(old_pr: Pipe, log: Any) -> Pipe:

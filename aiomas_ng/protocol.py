@@ -42,6 +42,7 @@ from aiomas_ng import clocks, error, rpc, util
 from aiomas_ng._coap.admission import enter
 from aiomas_ng._coap.blockwise import RenderPipe, assemble, find_body
 from aiomas_ng._coap.deadlines import bind_outgoing
+from aiomas_ng._coap.incoming import IncomingPipe
 from aiomas_ng._coap.observation import ClientObservation, ServerObservation
 from aiomas_ng._coap.remote import Remote
 from aiomas_ng._coap.requests import BaseRequest, BaseUnicastRequest, BlockwiseRequest, Reopener, Request
@@ -50,6 +51,7 @@ from aiomas_ng._coap.verbs import Verbs
 from aiomas_ng._core.addresses import PROTOCOLS, Address, parse_url
 from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._io.closing import GRACE, check_grace
 from aiomas_ng._io.endpoint import Server, as_address
 from aiomas_ng._io.peer import Peers
 from aiomas_ng.cache import Cache
@@ -82,6 +84,8 @@ PATIENCE: Final = 60.0
 
 #: Seconds that :meth:`Context.shutdown` waits for handlers that were cancelled and do not end.
 SHUTDOWN_TIMEOUT: Final = 5.0
+
+SHUTTING_DOWN: Final = "the peer shuts down"  #: What peers are told.
 
 #: Names that the option *transports* knows.
 TRANSPORTS: Final = (*PROTOCOLS, "tls")
@@ -169,6 +173,7 @@ class Context(Verbs):
         self._accepted: set[rpc.RpcClient] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closed = False
+        self._is_winding_down = False
 
     def __repr__(self) -> str:
         where = f" at {', '.join(self.urls)}" if self._servers else ""
@@ -315,31 +320,83 @@ class Context(Verbs):
         own = [self._url] if self._url is not None else []
         return own + [server.url for server in self._servers]
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, grace: float = GRACE) -> None:
         """Stop listening, end all requests in both directions, and close the connections; wait for the
         handlers.
 
         Requests of ours that wait fail with :exc:`~aiomas_ng.error.LibraryShutdown`, and the peers are told
         to stop. Connections of a container stay open. Safe to be called twice, by several tasks, and from
         within a handler.
+
+        Args:
+            grace: Seconds that running handlers are given to end by themselves before that. Meanwhile the
+                peers are told, and new requests are answered by 5.03; observations end at once.
+
+        Raises:
+            ValueError: *grace* is no number >= 0.
+
+        Cancelling it ends all at once.
         """
-        self._is_closed = True
+        if check_grace(grace) and self._has_own_peers and not self._is_closed:
+            try:
+                await self._wind_down(self.loop.time() + grace)
+            except asyncio.CancelledError:
+                self._end_at_once()
+                self._cancel_tasks()
+                raise
+        clients = list(self._accepted)
+        self._end_at_once()
+        tasks = self._cancel_tasks()
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT)
+            for task in pending:
+                self.log.warning("a handler goes on although its context was shut down: %r", task)
+        closing = [client.close() for client in clients]
+        if self._has_own_peers:
+            closing.append(self._peers.close())
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    async def _wind_down(self, deadline: float) -> None:
+        """Take no new requests, and wait for the handlers of those under way."""
+        self._is_winding_down = True
         for server in self._servers:
             server.close()
-        await self.tokenmanager.shutdown()
+        channels = self._get_channels()
+        for channel in channels:
+            channel._begin_close(SHUTTING_DOWN)
+        while waiting := [future for channel in channels for future in channel._get_under_way()]:
+            left = deadline - self.loop.time()
+            if left <= 0:
+                return
+            await asyncio.wait(waiting, timeout=left)
+
+    def _cancel_tasks(self) -> list[asyncio.Task[Any]]:
+        """Cancel what runs, but for the running code itself; return it."""
         callers = (asyncio.current_task(), CURRENT_DRIVER.get())
         tasks = [task for task in self._tasks if task not in callers]
         for task in tasks:
             if not task.cancelling():  # a second time would break into its cleaning up
                 task.cancel()
-        if tasks:
-            _, pending = await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT)
-            for task in pending:
-                self.log.warning("a handler goes on although its context was shut down: %r", task)
-        closing = [client.close() for client in list(self._accepted)]
+        return tasks
+
+    def _get_channels(self) -> list[channels.Channel]:
+        return [remote.channel for remote in self.tokenmanager.remotes]
+
+    def _end_at_once(self) -> None:
+        """Do all that can be done without waiting."""
+        channels = self._get_channels() if self._has_own_peers else []
+        self.end_requests()
+        for channel in channels:
+            channel._end_here()
         if self._has_own_peers:
-            closing.append(self._peers.close())
-        await asyncio.gather(*closing, return_exceptions=True)
+            self._peers.end()
+
+    def end_requests(self) -> None:
+        """Stop listening, and end all requests in both directions, without waiting."""
+        self._is_closed = True
+        for server in self._servers:
+            server.close()
+        self.tokenmanager.end_requests()
 
     async def __aenter__(self) -> Self:
         return self
@@ -370,7 +427,7 @@ class Context(Verbs):
     def _accept(self, channel: channels.Channel) -> None:
         # Whoever tries to call procedures here is told that there are none.
         client = rpc.RpcClient(channel)
-        if self._is_closed:
+        if self._is_closed or self._is_winding_down:
             channel._set_error(ClosedByUsError("the context was shut down"))
             return
         self._accepted.add(client)
@@ -552,7 +609,9 @@ class Context(Verbs):
         inner = RenderPipe(pipe, self)
         run_driving_pipe(inner, self._render(inner), tasks=self._tasks)
 
-    async def _render(self, pipe: Pipe) -> None:
+    async def _render(self, pipe: RenderPipe) -> None:
+        if isinstance(pipe._outlet, IncomingPipe):
+            pipe._outlet.driver = CURRENT_DRIVER.get()
         request = pipe.request
         opt = request.opt
         site = self.serversite

@@ -36,7 +36,7 @@ from aiomas_ng._core.routing import Router, Service, ServiceDict, expose, is_rpc
 from aiomas_ng._io.batch import answer_batch, batch
 from aiomas_ng._io.endpoint import as_address
 from aiomas_ng._io.expiry import now_in
-from aiomas_ng._io.job import raise_
+from aiomas_ng._io.job import pass_on_interrupt
 from aiomas_ng._io.peer import Peers
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng._io.proxy import CallOptions, Proxy, with_options
@@ -222,6 +222,7 @@ class RpcClient:
         self._clock: Clock | None = clock if clock is not None and not clock.is_real else None
         self._bound_by: Deadline | None = None  # what bounds the call that is just being begun
         self._has_own_peers = peers is None
+        self._is_own = False  # whether both ends are in one container
         self._open_kwds: dict[str, Any] = {}
         self._reset_callback: Callable[[BaseException], Any] | None = None
         self._service = _ServiceEnd(channel) if rpc_service is not None else None
@@ -268,10 +269,15 @@ class RpcClient:
             raise ValueError(f"{callback!r} must be callable or None")
         self._reset_callback = callback
 
-    async def close(self) -> None:
+    async def close(self, *, grace: float = 0) -> None:
         """Close the connection and those made for its proxies; wait until handlers that still run have
-        ended."""
-        await self._channel.close()
+        ended.
+
+        Args:
+            grace: Seconds that they are given to end by themselves, see
+                :meth:`aiomas_ng.channel.Channel.close`.
+        """
+        await self._channel.close(grace=grace)
         if self._peers is not None and self._has_own_peers:
             await self._peers.close()
 
@@ -368,16 +374,16 @@ class RpcClient:
 
     def _call_failed(self, msg_id: int | str | None, content: Any, error: BaseException) -> None:
         """Answer with the *error* of a call that did not get as far as its first wait."""
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            # It ends the loop, but not from here: uvloop lets nothing through that a protocol raises.
-            self._channel._loop.call_soon(raise_, error)
+        pass_on_interrupt(error)
         tb = error.__traceback__
         if tb is not None and tb.tb_next is None:  # raised by _handle itself, before or at the call
             error = explain_bad_call(content, error)
         if msg_id is not None:
             self._channel._answer_error(msg_id, error)
         elif not isinstance(error, AccessDeniedError):  # that is in the log already
-            logger.error("a one-way call from %s failed", self._channel._protocol._peername(), exc_info=error)
+            peer = self._channel._protocol._peername()
+            text = "a one-way call from %s failed"
+            self._channel._log(logging.ERROR, text, peer, log=logger, error=error)
 
     # Services as values
 

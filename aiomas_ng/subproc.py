@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from aiomas_ng import access, clocks, rpc, util
+from aiomas_ng._container.signals import SignalWatch
 from aiomas_ng._core.access import Rule, check_rule
 from aiomas_ng._io.child import Line
 from aiomas_ng._io.process_set import ProcessSet, start_processes
@@ -54,9 +55,11 @@ async def start(
     allow: Iterable[str] | Mapping[str, Rule | None] | None = None,
     setup: Callable[[Container], Any] | None = None,
     manager_access: Rule | None = None,
+    signals: Iterable[int] | None = None,
     **container_kwargs: Any,
 ) -> None:
-    """Run a container with a :class:`Manager` at *addr* until :meth:`Manager.stop` is called.
+    """Run a container with a :class:`Manager` at *addr* until :meth:`Manager.stop` is called, or the process
+    is told to end by a signal; then shut it down in order.
 
     Args:
         addr: Where the container listens.
@@ -64,16 +67,64 @@ async def start(
         setup: Called with the container when the manager is there; may be a coroutine function.
         manager_access: Who may reach the manager, a rule of :mod:`aiomas_ng.access`; by default everybody who
             may reach the container.
+        signals: Signals that end it, as of :meth:`aiomas_ng.agent.Container.serve_forever`; a second one ends
+            it at once. By default SIGTERM, in the main thread and if nobody else handles it.
         **container_kwargs: Passed on to :meth:`aiomas_ng.agent.Container.create`; ``access`` is among them.
 
     Raises:
         ProcessError: The container was shut down because of a failure
             (:class:`~aiomas_ng.supervision.StopContainer`).
+        RuntimeError, ValueError: *signals* cannot be watched, see
+            :meth:`aiomas_ng.agent.Container.serve_forever`.
 
     Cancelling it is safe; the container shuts down.
     """
     container_kwargs["manager_access"] = manager_access
-    await _serve(addr, allow, setup, container_kwargs, lambda manager: None)
+    ending = _Ending()
+    watch = SignalWatch(
+        asyncio.get_running_loop(), _default_signals() if signals is None else signals, ending.begin
+    )
+    with watch:
+        await _serve(addr, allow, setup, container_kwargs, ending.set_manager)
+
+
+def _default_signals() -> tuple[int, ...]:
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    return (signal.SIGTERM,) if is_ours else ()
+
+
+class _Ending:
+    """Ends a container with a manager, or the task that is about to make it."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._manager: Manager | None = None
+        self._has_begun = False
+
+    def set_manager(self, manager: Manager) -> None:
+        """The container is there."""
+        self._manager = manager
+        if self._has_begun:
+            manager.stop()
+
+    def begin(self, number: signal.Signals | None = None) -> None:
+        """End the container in order; the second time, at once."""
+        if self._has_begun:
+            self.hurry()
+        elif self._manager is not None:
+            self._manager.stop()
+        elif number is None and self._task is not None:
+            self._task.cancel()
+        self._has_begun = True
+
+    def hurry(self) -> None:
+        """End the container at once."""
+        if self._manager is not None:
+            self._manager.stop()
+            self._manager.container._ending.hurry()
 
 
 async def _serve(
@@ -273,21 +324,18 @@ def _run_child(line: Line) -> None:
 
 async def _run_container(settings: bytes, line: Line) -> None:
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    stop: Callable[[], object] = task.cancel
-
-    def end() -> None:
-        stop()
+    ending = _Ending()
 
     def ready(manager: Manager) -> None:
-        nonlocal stop
-        stop = manager.stop
+        ending.set_manager(manager)
         line.report(manager=manager.addr)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    threading.Thread(target=line.watch_parent, args=(loop, end), daemon=True).start()
+        loop.add_signal_handler(number, ending.begin)
+    watching = threading.Thread(
+        target=line.watch_parent, args=(loop, ending.begin, ending.hurry), daemon=True
+    )
+    watching.start()
     addr, allow, setup, container_kwargs = pickle.loads(settings)
     with contextlib.suppress(asyncio.CancelledError):
         await _serve(addr, allow, setup, container_kwargs, ready)

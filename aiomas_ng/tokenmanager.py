@@ -218,6 +218,9 @@ class TokenManager:
             return
         if request.opt.observe == 0 and not self._has_room_to_observe(remote):
             request.opt.observe = None  # as RFC 7641 (4.1) has it, the state is sent, and not observed
+        if remote.channel._closing is not None:
+            remote.answer(request, ServiceUnavailable("shutting down").to_message())
+            return
         pipe = IncomingPipe(request, self, self.log)
         incoming[token] = pipe
         bind_incoming(pipe, self.context)
@@ -271,6 +274,10 @@ class TokenManager:
     async def shutdown(self) -> None:
         """End all requests, in both directions; those of ours fail with
         :exc:`~aiomas_ng.error.LibraryShutdown`. Safe to be called twice."""
+        self.end_requests()
+
+    def end_requests(self) -> None:
+        """The same as :meth:`shutdown`, without waiting."""
         self._is_closed = True
         for remote in self.remotes:
             for token in remote.outgoing:

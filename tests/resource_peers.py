@@ -33,6 +33,8 @@ class FakeChannel:
         withdrawn: Tokens whose requests were taken back from the inbox.
     """
 
+    _closing = None
+
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.pings = 0

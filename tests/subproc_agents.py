@@ -82,6 +82,19 @@ class Broken(Agent):
         raise RuntimeError(f"broken on purpose, in {container}")
 
 
+class Sleeper(Agent):
+    """Sleeps as long as it is told to."""
+
+    @expose
+    async def sleep(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "slept"
+
+    @expose
+    def is_there(self) -> bool:
+        return True
+
+
 class Probe(Agent):
     """Looks around in its process, and disturbs it."""
 

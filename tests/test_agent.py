@@ -499,7 +499,7 @@ async def test_connection_that_dies_while_the_agent_is_looked_up(transport: Tran
         two = await Silent.create(transport.address(), as_coro=True)
         connecting = asyncio.ensure_future(one.connect(two._base_url + "0"))
         await asked.wait()
-        await two.shutdown(as_coro=True)
+        await two.shutdown(as_coro=True, grace=0)
         with pytest.raises(ConnectionResetError):
             await connecting
 
@@ -899,7 +899,7 @@ async def test_shutdown_fails_calls_that_wait(transport: Transport) -> None:
         ours = (await two.connect(a.addr)).wait()
         theirs = (await one.connect(b.addr)).wait()
         await wait_until(lambda: a.kept and b.kept)
-        await two.shutdown(as_coro=True)
+        await two.shutdown(as_coro=True, grace=0)
         for reply in (ours, theirs):
             with pytest.raises(ConnectionResetError) as caught:
                 await reply
@@ -990,7 +990,7 @@ async def test_shutdown_with_a_handler_that_ignores_its_cancellation(
     async with containers(transport.address(), transport.address()) as (one, two):
         call = (await one.connect(Stubborn(two).addr)).work()
         await is_running.wait()
-        await two.shutdown(as_coro=True)
+        await two.shutdown(as_coro=True, grace=0)
         with pytest.raises(ConnectionResetError):
             await call
         assert is_running.is_set()

@@ -458,7 +458,7 @@ async def test_connection_reset_error(transport: Transport) -> None:
     """Calls that wait when the peer closes raise ``ConnectionResetError``."""
     one, two = [await aiomas.Container.create(transport.address(), as_coro=True) for _ in range(2)]
     calls = [(await one.connect(Greeter(two).addr)).wait() for _ in range(2)]
-    await two.shutdown(as_coro=True)
+    await two.shutdown(as_coro=True, grace=0)
     for call in calls:
         with pytest.raises(ConnectionResetError):
             await call

@@ -40,6 +40,7 @@ LAYERS = [
     {"protocol"},
     {"forwarding"},
     {"_coap"},
+    {"_container"},
     {"agent"},
     {"directory"},
     {"subproc"},

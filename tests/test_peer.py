@@ -50,6 +50,12 @@ class FakeChannel:
     def _request(self, content: Any, values: Any, path: str) -> Any:
         return self._client.call(path, content[1], content[2], None)
 
+    def _when_peer_closes(self, callback: Callable[[], None]) -> None:
+        pass
+
+    def _end_here(self) -> None:
+        self._set_error(ClosedByUsError("closed"))
+
     def _when_lost(self, callback: Callable[[Any], None]) -> None:
         if self.error is None:
             self.callbacks.append(callback)

@@ -328,7 +328,7 @@ async def test_server_shutdown_tells_the_clients(transport: Transport) -> None:
     async with served(transport, site_of(stuck=stuck)) as (client, server, url):
         requests = [client.request(Message(GET, uri=url + "stuck")) for _ in range(3)]
         await wait_until(lambda: stuck.begun == 3)
-        await server.shutdown()
+        await server.shutdown(grace=0)
         assert stuck.cancelled == 3
         assert not server._tasks
         codes = [(await request.response).code for request in requests]
@@ -353,9 +353,9 @@ async def test_shutdown_lets_handlers_clean_up(transport: Transport) -> None:
         request = client.request(Message(GET, uri=url + "work"))
         await wait_until(lambda: server._tasks)
         await asyncio.sleep(0.01)
-        first = asyncio.ensure_future(server.shutdown())
+        first = asyncio.ensure_future(server.shutdown(grace=0))
         await wait_until(lambda: steps)
-        await asyncio.gather(server.shutdown(), server.shutdown())
+        await asyncio.gather(server.shutdown(grace=0), server.shutdown(grace=0))
         assert steps == [0, 1, 2, 3, 4]
         await first
         assert (await request.response).code == SERVICE_UNAVAILABLE
@@ -377,7 +377,7 @@ async def test_handler_that_does_not_end(
     async with served(transport, site_of(stay=Calling(stay))) as (client, server, url):
         request = client.request(Message(GET, uri=url + "stay"))
         await begun.wait()
-        await server.shutdown()
+        await server.shutdown(grace=0)
         assert [r.levelname for r in caplog.records if "a handler goes on" in r.message] == ["WARNING"]
         proceed.set()
         await wait_until(lambda: not server._tasks)
@@ -389,7 +389,7 @@ async def test_shutdown_from_a_handler(transport: Transport) -> None:
     steps: list[str] = []
 
     async def stop() -> None:
-        await server.shutdown()
+        await server.shutdown(grace=0)
         steps.append("stopped")
         await asyncio.sleep(0)
         steps.append("after")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from waiting import wait_until
 
 from aiomas_ng import Agent, Container, codecs, expose, rpc, state
+from aiomas_ng._container.hooks import CURRENT_HOOK
 from aiomas_ng._io.shortcut import MAX_IN_A_ROW
-from aiomas_ng.agent import IS_IN_HOOK
 from aiomas_ng.channel import Limits
 from aiomas_ng.exceptions import (
     CallTimeoutError,
@@ -1046,7 +1046,7 @@ async def test_a_hook_that_calls_lets_an_async_function_shut_down(kind: str) -> 
     async with open_way(kind) as way:
         await way.connect()
         seen: list[Any] = []
-        way.agent.hook = IS_IN_HOOK.get
+        way.agent.hook = CURRENT_HOOK.get
 
         class Starter(Agent):
             async def on_ready(self) -> None:
@@ -1055,7 +1055,7 @@ async def test_a_hook_that_calls_lets_an_async_function_shut_down(kind: str) -> 
 
         Starter(way.home)
         await wait_until(lambda: seen)
-        assert seen == [[False, False]]
+        assert seen == [[None, None]]
 
 
 # -- The end ---------------------------------------------------------------------------------------
@@ -1142,7 +1142,7 @@ async def test_a_function_that_shuts_its_container_down(kind: str) -> None:
         class Closer(Agent):
             @expose
             async def close(self) -> None:
-                await self.container.shutdown(as_coro=True)
+                await self.container.shutdown(as_coro=True, grace=0)
 
         closer = await way.home.connect(Closer(way.other).addr)
         replies = [proxy.wait(), closer.close()]

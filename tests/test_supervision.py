@@ -1026,9 +1026,9 @@ async def test_on_stop_may_end_everything_during_a_restart() -> None:
 
 async def test_an_old_on_ready_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """If on_ready of the old agent ignores its cancellation, the new one is ready on its own account."""
-    from aiomas_ng import agent as agent_module
+    from aiomas_ng._container import hooks
 
-    monkeypatch.setattr(agent_module, "CLOSE_GRACE", 0.01)
+    monkeypatch.setattr(hooks, "CLOSE_GRACE", 0.01)
     gate = asyncio.Event()
 
     class Stubborn(Worker):

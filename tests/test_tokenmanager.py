@@ -829,7 +829,7 @@ async def test_a_handler_that_shuts_its_context_down_gets_that_done(transport: A
 
     class Closing(Resource):
         async def render_get(self, request: Message) -> Message:
-            await server.shutdown()
+            await server.shutdown(grace=0)
             ends.append("done")
             return Message(CONTENT)
 

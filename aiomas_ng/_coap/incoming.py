@@ -39,12 +39,14 @@ class IncomingPipe(Pipe):
         log: As for :class:`~aiomas_ng.pipe.Pipe`.
     """
 
-    __slots__ = ("_credit", "_held", "_last", "_latest", "_manager", "expiry", "remote")
+    __slots__ = ("_credit", "_held", "_last", "_latest", "_manager", "driver", "expiry", "remote")
 
     def __init__(self, request: Message, manager: TokenManager, log: Any) -> None:
         super().__init__(request, log)
         self.remote: Remote = request.remote
         self._manager = manager
+        #: The task that works on the request, once it has begun.
+        self.driver: asyncio.Task[Any] | None = None
         self._credit = WINDOW
         self._latest: Message | None = None  # the notification that is sent when the peer reads again
         self._held: collections.deque[Message] | None = None  # what is sent when there is credit

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Self
 
+from aiomas_ng._io.job import pass_on_interrupt
 from aiomas_ng.error import PipeStateError, ServiceUnavailable
 from aiomas_ng.message import Message
 from aiomas_ng.pipe import Pipe
@@ -116,8 +117,9 @@ class ClientObservation:
     def _run(self, callback: Callable[..., object], *args: Any) -> None:
         try:
             callback(*args)
-        except Exception:
+        except BaseException as error:
             logger.exception("a callback of %r failed", self)
+            pass_on_interrupt(error)
 
     def __aiter__(self) -> NotificationIterator:
         """Return an iterator over the notifications: the latest one, if there was one already, and those to
@@ -303,5 +305,6 @@ class ServerObservation:
         if self._cancellation_callback is not None:
             try:
                 self._cancellation_callback()
-            except Exception:
+            except BaseException as error:
                 logger.exception("the cancellation callback of %r failed", self)
+                pass_on_interrupt(error)

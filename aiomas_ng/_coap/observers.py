@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiomas_ng._coap.admission import get_principal
 from aiomas_ng._coap.observation import ServerObservation
 from aiomas_ng._core.deadline import get_context_without
+from aiomas_ng._io.job import pass_on_interrupt
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL
 from aiomas_ng.message import Code, Message
 from aiomas_ng.pipe import Pipe, render_exception
@@ -285,8 +286,9 @@ class Observers:
         self._count = count
         try:
             self._on_count(count)
-        except Exception:
+        except BaseException as error:
             self.log.exception("update_observation_count() failed")
+            pass_on_interrupt(error)
 
     def changed(self) -> None:
         """The state has changed."""

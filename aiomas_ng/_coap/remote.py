@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiomas_ng._core import frames
@@ -15,7 +17,7 @@ from aiomas_ng.exceptions import (
     ProtocolError,
 )
 from aiomas_ng.message import MAX_TOKEN, Code, Message
-from aiomas_ng.pipe import WINDOW
+from aiomas_ng.pipe import WINDOW, get_closer
 
 if TYPE_CHECKING:
     from aiomas_ng._coap.blockwise import Transfers
@@ -181,6 +183,11 @@ class Remote:
         """Whether requests of ours wait for the peer."""
         return bool(self.outgoing)
 
+    @property
+    def is_working(self) -> bool:
+        """Whether requests of the peer are worked on, apart from its observations."""
+        return any(not pipe.is_observed for pipe in self.incoming.values())
+
     def get_waiting_key(self, content: Any) -> bytes | None:
         """Return the token if *content* is a request."""
         if (
@@ -241,6 +248,20 @@ class Remote:
         else:
             raise MalformedFrameError(f"credit must be an integer > 0 but is {short(count)}")
 
+    def wind_down(self) -> list[asyncio.Future[None]]:
+        """End the peer's observations; return what is done when its other requests have been answered, but
+        for the one that the running code works on."""
+        closer = get_closer()
+        waiting = []
+        for pipe in list(self.incoming.values()):
+            if pipe.is_observed:
+                pipe.refuse(ServiceUnavailable("shutting down"), closer)
+            elif closer is None or pipe.driver is not closer:
+                waiter = self.channel._loop.create_future()
+                pipe.on_interest_end(functools.partial(_set_unless_done, waiter))
+                waiting.append(waiter)
+        return waiting
+
     def lose(self, error: AiomasError) -> None:
         """Fail our requests: one of them, or the response to it, was lost because it was too large."""
         outgoing, self.outgoing = self.outgoing, {}
@@ -256,6 +277,11 @@ class Remote:
             waiter = next(iter(self.waiting))
             del self.waiting[waiter]
             waiter.writing_resumed()
+
+
+def _set_unless_done(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Outgoing:

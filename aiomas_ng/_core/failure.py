@@ -23,7 +23,7 @@ from aiomas_ng.exceptions import (
     SerializationError,
 )
 
-__all__ = ["MAX_TEXT", "MAX_TRACEBACK", "describe", "is_fault", "rebuild"]
+__all__ = ["MAX_TEXT", "MAX_TRACEBACK", "describe", "is_fault", "is_of_user", "rebuild"]
 
 #: Longest message or traceback line that is sent, in characters.
 MAX_TEXT: Final = 8192
@@ -116,6 +116,11 @@ def rebuild(origin: Any, content: Any) -> RemoteException:
     text = "".join(content[2:]) or f"{type_name}: {message}"
     cls = REMOTE_TYPES.get(type_name, RemoteException)
     return cls(origin, text, type_name, message)
+
+
+def is_of_user(exception: BaseException | None) -> bool:
+    """Return whether code of the user's took part in *exception*."""
+    return exception is not None and _user_traceback(exception) is not None
 
 
 def _user_traceback(exception: BaseException) -> Any:

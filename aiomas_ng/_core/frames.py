@@ -60,7 +60,8 @@ BUNDLE: Final = 11
 
 #: ``[12, n, null]``: *n* bytes of the session have been received (see :mod:`~aiomas_ng._core.session`).
 ACK: Final = 12
-#: ``[13, 0, reason]``: the sender closes the connection, for good.
+#: ``[13, 0, reason]``: the sender takes no new requests, answers those under way, and closes the connection
+#: then, for good. Sent to a peer whose SESSION has said that it knows it, or that takes part in a session.
 CLOSE: Final = 13
 
 #: Our ids count up from here.  Old peers echo any id; ours recognize one of theirs by its first request.

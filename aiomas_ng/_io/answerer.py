@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -13,11 +14,12 @@ from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, RESULT
 from aiomas_ng._core.identity import Identity
-from aiomas_ng._io.connection import Connection, logger
-from aiomas_ng._io.job import Job, is_awaitable, is_stream
+from aiomas_ng._io.connection import Connection
+from aiomas_ng._io.job import Job, is_awaitable, is_stream, pass_on_interrupt
 from aiomas_ng.exceptions import (
     AiomasError,
     ChannelClosedError,
+    ClosedByUsError,
     FrameTooLargeError,
     MalformedFrameError,
     OverloadError,
@@ -42,6 +44,10 @@ class Lane(Protocol):
     def is_waiting(self) -> bool:
         """Whether requests of ours wait for the peer, so that we have to go on reading."""
 
+    @property
+    def is_working(self) -> bool:
+        """Whether requests of the peer are worked on, apart from its observations."""
+
     def get_waiting_key(self, content: Any) -> bytes | None:
         """Return what a message is known by if it is a request, which waits in its turn while the peer does
         not read; ``None`` for any other, which never waits."""
@@ -55,6 +61,9 @@ class Lane(Protocol):
         Raises:
             ProtocolError: It breaks the rules.
         """
+
+    def wind_down(self) -> list[asyncio.Future[None]]:
+        """End the peer's observations; return what is done when its other requests have been answered."""
 
     def lose(self, error: AiomasError) -> None:
         """A message has been lost, in whichever direction, and nobody can say which."""
@@ -169,19 +178,22 @@ class Answerer(Connection):
         """Wait for the next request of the peer and return it.
 
         Raises:
-            ChannelClosedError: The connection has ended, and every request that had arrived was returned.
+            ChannelClosedError: The connection has ended, and every request that had arrived was returned; or
+                it is about to be closed on this side, and takes no new requests.
             RuntimeError: Another task waits in ``recv`` already, or the requests are served by an RPC
                 service.
 
         Cancelling it is safe: no request is lost.
         """
-        if self._handler is not None:
+        if self._handler is not None and self._closing is None:
             raise RuntimeError("the requests of this channel are served by an RPC service")
         if self._waiter is not None:
             raise RuntimeError("recv() is called while another task waits in it")
         while True:
             while not self._inbox:
                 self._check_open()
+                if self._closing is not None:
+                    raise ClosedByUsError(self._closing)
                 self._waiter = self._loop.create_future()
                 try:
                     await self._waiter
@@ -328,7 +340,8 @@ class Answerer(Connection):
         """Answer with *error* although the *job* has not ended."""
         msg_id = job.msg_id
         if msg_id is None:
-            logger.warning("a one-way call from %s was given up: %s", self._protocol._peername(), error)
+            text = "a one-way call from %s was given up: %s"
+            self._log(logging.WARNING, text, self._protocol._peername(), error)
         elif self._exchange.jobs.get(msg_id) is job:
             self._exchange.end(msg_id)
             self._answer_error(msg_id, error)
@@ -343,9 +356,11 @@ class Answerer(Connection):
                 self._answer(msg_id, result)
             else:
                 self._answer_error(msg_id, error)
-        elif isinstance(error, Exception) and not (self.is_closed and isinstance(error, ChannelClosedError)):
+        elif error is None or (self.is_closed and isinstance(error, ChannelClosedError)):
+            pass
+        elif isinstance(error, Exception) or not job.task.cancelling():
             what = "a one-way call" if msg_id is None else "a call that was given up"
-            logger.error("%s from %s failed", what, self._protocol._peername(), exc_info=error)
+            self._log(logging.ERROR, "%s from %s failed", what, self._protocol._peername(), error=error)
 
     def _answer(self, msg_id: int | str, result: Any) -> None:
         try:
@@ -357,14 +372,16 @@ class Answerer(Connection):
                 self._protocol.write(payload)
             else:
                 self._protocol.write_now(payload)
-        except (SerializationError, FrameTooLargeError) as error:
+        except BaseException as error:  # also what a serializer of the user's raises
             self._answer_error(msg_id, error)
+            pass_on_interrupt(error)
 
     def _describe(self, error: BaseException) -> list[str]:
         """Return *error* as the peer is told of it; what it is not told goes to the log."""
         has_traceback = self._protocol.tracebacks
         if not has_traceback and failure.is_fault(error):
-            logger.error("a request from %s failed", self._protocol._peername(), exc_info=error)
+            peer = self._protocol._peername()
+            self._log(logging.ERROR, "a request from %s failed", peer, error=error)
         return failure.describe(error, has_traceback=has_traceback)
 
     def _answer_error(self, msg_id: int | str | None, error: BaseException) -> None:
@@ -383,8 +400,9 @@ class Answerer(Connection):
     def _note_violation(self, error: AiomasError) -> None:
         """Log a broken rule and tell the peer; close the connection when there were too many."""
         self._violations += 1
-        logger.warning(
-            "%s broke the rules of the wire: %s: %s", self._protocol._peername(), type(error).__name__, error
+        peer = self._protocol._peername()
+        self._log(
+            logging.WARNING, "%s broke the rules of the wire: %s: %s", peer, type(error).__name__, error
         )
         if self._violations > self._limits.violations:
             self._abort(

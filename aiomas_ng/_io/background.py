@@ -31,6 +31,9 @@ CURRENT_BACKGROUND: contextvars.ContextVar[BackgroundTask | None] = contextvars.
     "CURRENT_BACKGROUND", default=None
 )
 
+#: The task that the running code ends agents for, if it runs in another one, as a shutdown does.
+ENDER: contextvars.ContextVar[asyncio.Task[Any] | None] = contextvars.ContextVar("ENDER", default=None)
+
 #: What ends the event loop, whatever a policy says.
 INTERRUPTS: Final = (SystemExit, KeyboardInterrupt)
 
@@ -284,7 +287,7 @@ class AgentTasks:
         """End all tasks, and wait for them, but not for the one that this is called in, and for none longer
         than 5 seconds."""
         self.is_closed = True
-        current = asyncio.current_task()
+        current = ENDER.get() or asyncio.current_task()
         waiting = []
         for task in self:
             if task._run is current is not None:

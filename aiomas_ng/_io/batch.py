@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any, Final
@@ -20,7 +21,7 @@ from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import RESULT
 from aiomas_ng._core.routing import Router
 from aiomas_ng._io.answerer import PLAIN_TYPES, Answerer
-from aiomas_ng._io.job import dispose, is_awaitable, is_stream, raise_
+from aiomas_ng._io.job import dispose, is_awaitable, is_stream, pass_on_interrupt
 from aiomas_ng._io.proxy import CallOptions, Proxy
 from aiomas_ng._io.reply import Reply
 from aiomas_ng.exceptions import (
@@ -37,6 +38,11 @@ from aiomas_ng.exceptions import (
 )
 
 __all__ = ["answer_batch", "batch"]
+
+#: The task of the call of a batch that the running code is part of.
+CURRENT_CALL: contextvars.ContextVar[asyncio.Task[Any] | None] = contextvars.ContextVar(
+    "CURRENT_CALL", default=None
+)
 
 NO_STREAM: Final = "this method streams its reply; it cannot be called in a batch"
 
@@ -270,8 +276,7 @@ def answer_batch(channel: Answerer, router: Router | None, msg_id: int | str, ca
                 elif is_stream(result):
                     raise StreamError(NO_STREAM)
         except BaseException as error:  # even CancelledError: the function has it from some other future
-            if isinstance(error, SystemExit | KeyboardInterrupt):
-                channel._loop.call_soon(raise_, error)
+            pass_on_interrupt(error)
             errors.append((index, _describe(channel, call, error)))
             result = None
         results.append(result)
@@ -352,7 +357,7 @@ class _Rest:
 
     def cancel_others(self, prefix: str = "") -> None:
         """One of the calls ends the connection, or what lies below *prefix*: cancel the others."""
-        current = asyncio.current_task()
+        current = asyncio.current_task() if prefix else CURRENT_CALL.get()
         for task, path in zip(self._tasks, self._paths, strict=False):
             if task is not current and path.startswith(prefix):
                 self._given_up.add(task)
@@ -390,6 +395,7 @@ class _Rest:
 
     async def _run_to_end(self, awaitable: Any) -> tuple[Any, BaseException | None]:
         """Return result and error of an ``async`` call."""
+        CURRENT_CALL.set(asyncio.current_task())
         try:
             result = await awaitable
             if is_stream(result):
@@ -400,5 +406,6 @@ class _Rest:
             if task is not None and task.cancelling() and task not in self._given_up:
                 raise
             return None, error  # or of something that it has waited for
-        except Exception as error:
+        except BaseException as error:
+            pass_on_interrupt(error)
             return None, error

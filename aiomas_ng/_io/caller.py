@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,12 +11,13 @@ from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.deadline import Deadline, get_deadline, to_metadata
 from aiomas_ng._core.frames import MESSAGE, REQUEST
-from aiomas_ng._io.connection import Connection, logger
+from aiomas_ng._io.connection import Connection
 from aiomas_ng._io.expiry import check_deadline, now_in
 from aiomas_ng._io.reply import Reply, ReplyStream, StreamState, as_exceeded, describe_call
 from aiomas_ng.codecs import BINARY, is_large
 from aiomas_ng.exceptions import (
     AiomasError,
+    ClosedByPeerError,
     MalformedFrameError,
     OverloadError,
     ProtocolError,
@@ -29,6 +31,8 @@ __all__ = ["Caller"]
 
 #: How a peer calls the error of a frame that is above its limit.
 TOO_LARGE: Final = "aiomas_ng.FrameTooLargeError"
+#: And that of a request which came when it had said that it takes no new ones.
+SHUTDOWN: Final = "aiomas_ng.ShutdownError"
 
 #: And that of a call whose deadline has passed there.
 TOO_LATE: Final = "aiomas_ng.DeadlineExceededError"
@@ -183,15 +187,16 @@ class Caller(Connection):
     def _take_exception(self, msg_id: Any, content: Any) -> None:
         error = failure.rebuild(self._protocol._peername(), content)
         if msg_id is None:
-            logger.warning(
-                "%s rejected a frame of ours: %s: %s", error.origin, error.type_name, error.message
-            )
+            text = "%s rejected a frame of ours: %s: %s"
+            self._log(logging.WARNING, text, error.origin, error.type_name, error.message)
             if self._lane is not None and error.type_name == TOO_LARGE:
                 self._lane.lose(error)
             return
         call = self._exchange.settle(msg_id)
         if call is not None and error.type_name == TOO_LATE:
             self._fail_call(call, as_exceeded(call, error))  # the peer's clock was ahead of ours
+        elif error.type_name == SHUTDOWN and isinstance(call, Reply):
+            self._fail_call(call, ClosedByPeerError(error.message, was_sent=False))
         else:
             self._fail_call(call, error)
 

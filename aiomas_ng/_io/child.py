@@ -151,9 +151,11 @@ class Line:
             self._socket.sendall(json.dumps(outcome).encode())
             self._socket.shutdown(socket.SHUT_WR)
 
-    def watch_parent(self, loop: asyncio.AbstractEventLoop, end: Callable[[], object]) -> None:
-        """Wait, in a thread, until the parent hangs up or dies; let the loop call *end*; if the parent is
-        dead and the loop too busy, end this process at once."""
+    def watch_parent(
+        self, loop: asyncio.AbstractEventLoop, end: Callable[[], object], hurry: Callable[[], object]
+    ) -> None:
+        """Wait, in a thread, until the parent hangs up or dies; let the loop call *end*. If the parent is
+        dead, let it call *hurry*; and if the loop is too busy, end this process at once."""
         self._socket.settimeout(PARENT_CHECK_INTERVAL)
         while os.getppid() == self._parent:
             try:
@@ -167,5 +169,7 @@ class Line:
             loop.call_soon_threadsafe(end)
         while os.getppid() == self._parent:  # as long as it lives, it decides how long this may take
             time.sleep(PARENT_CHECK_INTERVAL)
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(hurry)
         time.sleep(ORPHAN_TIMEOUT)
         os._exit(1)

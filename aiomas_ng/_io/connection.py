@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from aiomas_ng import codecs
-from aiomas_ng._core.codec_errors import short
+from aiomas_ng._core.codec_errors import describe, short
 from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._core.identity import Identity
+from aiomas_ng._core.log_limit import LogLimit
 from aiomas_ng._io.expiry import outside_deadlines
-from aiomas_ng._io.job import CURRENT_JOB, Job
+from aiomas_ng._io.job import CURRENT_JOB, Job, pass_on_interrupt
 from aiomas_ng._io.listeners import Listeners
 from aiomas_ng._io.principal import Principal, identify
 from aiomas_ng._io.reply import Reply, StreamState
@@ -66,8 +67,10 @@ class Connection:
         self._limits = protocol.limits
         self._exchange = Exchange(self._limits.calls)
         self._error: ChannelClosedError | None = None  # why the connection has ended
+        self._log_limit = LogLimit()
         self._lost = loop.create_future()
         self._lost_callbacks: list[Callable[[ChannelClosedError], None]] = []
+        self._closing: str | None = None  # why we take no new requests any more
         self._running: set[Job] = set()  # all work in tasks, also what nobody waits for any more
         self._waiter: asyncio.Future[None] | None = None  # of recv()
         self._watchdog: asyncio.TimerHandle | None = None
@@ -161,8 +164,10 @@ class Connection:
             payload: bytes = self._codec.encode(frame)
         except AiomasError:
             raise
-        except Exception as error:  # of a codec of the user's
-            raise SerializationError(f"cannot encode {short(frame[2])}: {error}") from error
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # of a codec of the user's
+            raise SerializationError(f"cannot encode {short(frame[2])}: {describe(error)}") from error
         return payload
 
     def _encode_pieces(self, frame: tuple[int, Any, Any]) -> list[bytes]:
@@ -233,15 +238,13 @@ class Connection:
         assert self._error is not None
         raise type(self._error)(self._error.reason, was_sent) from self._error.__cause__
 
-    async def close(self) -> None:
-        """Close the connection; wait until it is closed and the handlers of its requests have ended.
-
-        Calls that wait fail with :exc:`~aiomas_ng.exceptions.ClosedByUsError`; handlers that still run are
-        cancelled. What was sent still leaves, unless the peer reads nothing for some seconds. Safe to be
-        called twice, by several tasks, and from within a handler of this channel.
-        """
-        current = CURRENT_JOB.get()
+    def _end_here(self) -> None:
+        """Close the connection without waiting."""
         self._set_error(ClosedByUsError("the connection was closed on this side"))
+
+    async def _wait_closed(self) -> None:
+        """Wait until the connection is closed and its handlers have ended."""
+        current = CURRENT_JOB.get()
         others = [job for job in self._running if job is not current]
         for job in others:
             job.cancel()
@@ -287,7 +290,7 @@ class Connection:
         self._set_state(ConnectionState.CLOSED)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
-            callback(error)
+            self._run_callback(callback, error)
 
     def _interrupted(self) -> None:
         """The transport broke; another one may take its place."""
@@ -304,9 +307,36 @@ class Connection:
     def _when_lost(self, callback: Callable[[ChannelClosedError], None]) -> None:
         """Call *callback* with the error when the connection ends, at once if it has."""
         if self._error is not None:
-            callback(self._error)
+            self._run_callback(callback, self._error)
         else:
             self._lost_callbacks.append(callback)
+
+    def _run_callback(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call what is to learn of an event; that it fails concerns nobody else."""
+        try:
+            callback(*args)
+        except BaseException as error:
+            logger.exception("a callback of %r failed", self)
+            pass_on_interrupt(error)
+
+    def _log(
+        self,
+        level: int,
+        text: str,
+        *args: Any,
+        log: logging.Logger = logger,
+        error: BaseException | None = None,
+    ) -> None:
+        """Log what the peer has caused; of very many such lines, their number only."""
+        if self._log_limit.admit(self._loop.time()):
+            self._log_left_out(log)
+            log.log(level, text, *args, exc_info=error)
+
+    def _log_left_out(self, log: logging.Logger = logger) -> None:
+        count = self._log_limit.collect()
+        if count:
+            peer = self._protocol._peername()
+            log.warning("%d more lines about %s were left out of the log", count, peer)
 
     def _fail_call(self, call: Reply | StreamState | None, error: BaseException) -> None:
         if call is None:
@@ -320,5 +350,6 @@ class Connection:
 
     def _connection_lost(self) -> None:
         self._stop_watching()
+        self._log_left_out()
         if not self._lost.done():
             self._lost.set_result(None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng import codecs
-from aiomas_ng._core import frames
+from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import BUNDLE, EXCEPTION, MESSAGE, REQUEST, RESULT
-from aiomas_ng._io.answerer import Answerer, LaneMessage
-from aiomas_ng._io.caller import Caller
-from aiomas_ng._io.connection import logger
+from aiomas_ng._io.answerer import LaneMessage
+from aiomas_ng._io.closing import Closer
 from aiomas_ng._io.reply import StreamState
 from aiomas_ng._io.writer import CORK_SIZE
 from aiomas_ng.exceptions import AiomasError, MalformedFrameError, ProtocolError, UnknownFrameTypeError
@@ -35,7 +36,7 @@ SEQUENCES: Final = (tuple, list)
 FIRST_RESPONSE: Final = 32
 
 
-class Dispatcher(Caller, Answerer):
+class Dispatcher(Closer):
     """Takes the decoded frames of the peer."""
 
     def __init__(
@@ -120,6 +121,7 @@ class Dispatcher(Caller, Answerer):
         resumption = self._protocol._resumption
         if resumption is not None:
             resumption.take_greeting(content.get("session"))
+        self._knows_close = content.get("close") is True
         self._greet()
 
     def _take_extension(self, msg_type: int, msg_id: Any, content: Any, size: int) -> None:
@@ -157,10 +159,12 @@ class Dispatcher(Caller, Answerer):
             self._take_acknowledgement(content)
             if self._protocol.heartbeat is not None:
                 self._protocol.heartbeat.heard()
+            self._take_pong(msg_id)
         elif msg_type == frames.SESSION:
             self._take_session(content)
         elif msg_type == frames.CLOSE:
             self._protocol.peer_closes()
+            self._take_close(content)
 
     def _take_acknowledgement(self, count: Any) -> None:
         """The peer has said how much it has received, or nothing (``None``)."""
@@ -217,7 +221,7 @@ class Dispatcher(Caller, Answerer):
         """Say that we are one of ours, once."""
         if not self._has_greeted:
             self._has_greeted = True
-            session: dict[str, Any] = {"version": frames.WIRE_VERSION}
+            session: dict[str, Any] = {"version": frames.WIRE_VERSION, "close": True}
             if self._plain is not None:
                 session["bundle"] = min(BUNDLE_SIZE, self._limits.frame_size)
             resumption = self._protocol._resumption
@@ -231,7 +235,9 @@ class Dispatcher(Caller, Answerer):
         else."""
         try:
             if msg_type == REQUEST and isinstance(msg_id, int | str):
-                logger.warning("a request from %s cannot be taken: %s", self._protocol._peername(), error)
+                peer = self._protocol._peername()
+                text = "a request from %s cannot be taken: %s"
+                self._log(logging.WARNING, text, peer, error, error=_get_fault_of_ours(error))
                 if self._exchange.greet(msg_id):
                     self._welcome()
                 self._reject_request(msg_id, error, size)
@@ -255,3 +261,10 @@ class Dispatcher(Caller, Answerer):
                 raise MalformedFrameError(f"a frame of type {short(msg_type)} cannot be taken: {error}")
         except ProtocolError as violation:
             self._note_violation(violation)
+
+
+def _get_fault_of_ours(error: AiomasError) -> BaseException | None:
+    """Return what a deserializer or codec of the user's has raised, whose traceback helps to mend it."""
+    cause = error.__cause__
+    is_of_peer = cause is None or isinstance(cause, AiomasError | UnicodeDecodeError | JSONDecodeError)
+    return None if is_of_peer or not failure.is_of_user(cause) else cause

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
+from aiomas_ng._io.closing import GRACE, check_grace
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.expiry import bounded, outside_deadlines
 from aiomas_ng._io.tls import Entrance, Threshold, secure_client
@@ -236,6 +237,21 @@ class Server:
         for protocol in list(self._connections):
             if protocol.channel is not None:
                 protocol.channel._set_error(ClosedByUsError("the server closed its connections"))
+
+    async def shutdown(self, *, grace: float = GRACE) -> None:
+        """Stop listening, and close the connections that were accepted, in order.
+
+        Args:
+            grace: Seconds that running handlers are given to end by themselves, see
+                :meth:`aiomas_ng.channel.Channel.close`.
+
+        Raises:
+            ValueError: *grace* is no number >= 0.
+        """
+        check_grace(grace)
+        self.close()
+        channels = [protocol.channel for protocol in self._connections if protocol.channel is not None]
+        await asyncio.gather(*(channel.close(grace=grace) for channel in channels))
 
     async def wait_closed(self) -> None:
         """Wait until :meth:`close` was called."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +18,9 @@ from aiomas_ng.exceptions import AccessDeniedError, DeadlineExceededError, Strea
 if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
 
-__all__ = ["CURRENT_JOB", "Job", "dispose", "is_awaitable", "is_stream", "raise_"]
+__all__ = ["CURRENT_JOB", "Job", "dispose", "is_awaitable", "is_stream", "pass_on_interrupt", "raise_"]
+
+logger = logging.getLogger("aiomas_ng.channel")
 
 #: The job that the running code is part of: it may close its own channel without being cancelled by that.
 CURRENT_JOB: contextvars.ContextVar[Job | None] = contextvars.ContextVar("CURRENT_JOB", default=None)
@@ -38,15 +41,32 @@ def is_awaitable(result: Any) -> bool:
 
 def dispose(result: Any) -> None:
     """Drop a handler's *result* that was to be awaited and will not be."""
-    if hasattr(result, "close"):
-        result.close()
-    elif asyncio.isfuture(result):
-        result.cancel()
+    try:
+        if hasattr(result, "close"):
+            result.close()
+        elif asyncio.isfuture(result):
+            result.cancel()
+    except Exception:
+        logger.exception("%r cannot be closed", type(result))
 
 
 def raise_(error: BaseException) -> NoReturn:
     """Raise *error*; for the loop to call."""
     raise error
+
+
+def pass_on_interrupt(error: BaseException) -> None:
+    """Let the loop raise *error* if it is one that ends the program.
+
+    It must not be raised where a transport called us: uvloop lets nothing through that a protocol raises, and
+    asyncio would leave in the middle what is under way.
+    """
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise error from None
+        loop.call_soon(raise_, error)
 
 
 class Job:
@@ -153,11 +173,9 @@ class Job:
             channel._finish(self, error=error)
             if self.task.cancelling():
                 raise
-        except Exception as error:
-            channel._finish(self, error=error)
         except BaseException as error:
             channel._finish(self, error=error)
-            raise
+            pass_on_interrupt(error)
         else:
             channel._finish(self, result)
 

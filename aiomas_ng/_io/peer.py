@@ -74,6 +74,12 @@ class Peer:
         client = self.client
         return client.channel if client is not None else None
 
+    def _let_go(self, client: RpcClient) -> None:
+        """The peer takes no new requests over this connection: the next one goes over another."""
+        if self._client is client:
+            self._client = None
+            self.proxies.clear()
+
     async def connect(self, timeout: float | None = 0) -> RpcClient:
         """Return the live connection, after making one if need be.
 
@@ -251,15 +257,25 @@ class Peers:
         for client in list(self._connected):
             client.channel._set_error(ClosedByUsError("the connection to a third party was given up"))
 
-    async def close(self) -> None:
-        """Close all connections, now and for ever; attempts that are under way fail."""
+    def get_tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that connect for calls which were made before there was a connection."""
+        return [peer._task for peer in list(self._known.values()) if peer._task is not None]
+
+    def end(self) -> None:
+        """Close all connections, now and for ever, without waiting; attempts that are under way fail."""
         self.is_closed = True
         for attempt in self._attempts:
             if not attempt.expired():
                 attempt.reschedule(self.loop.time())
-        tasks = [peer._task for peer in self._known.values() if peer._task is not None]
+        for client in list(self._connected):
+            client.channel._end_here()
+
+    async def close(self) -> None:
+        """The same as :meth:`end`, and wait until all is closed."""
+        clients = list(self._connected)
+        self.end()
         await asyncio.gather(
-            *tasks, *(client.close() for client in list(self._connected)), return_exceptions=True
+            *self.get_tasks(), *(client.close() for client in clients), return_exceptions=True
         )
 
     @contextlib.asynccontextmanager
@@ -277,6 +293,7 @@ class Peers:
     def _keep(self, peer: Peer, client: RpcClient) -> None:
         self._connected[client] = peer
         client.channel._when_lost(lambda _: self._forget(client))
+        client.channel._when_peer_closes(lambda: peer._let_go(client))
 
     def _forget(self, client: RpcClient) -> None:
         self._connected.pop(client, None)

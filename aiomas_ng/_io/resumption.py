@@ -203,6 +203,11 @@ class Resumption:
         """Whether the connection can be taken up if it breaks now."""
         return self.session.state in (State.OPEN, State.INTERRUPTED)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the transport broke, and there is no other one yet."""
+        return self.session.state is State.INTERRUPTED
+
     def interrupt(self, reason: str, more: float = 0) -> None:
         """The transport broke, or is given up: wait for another one.
 

@@ -215,7 +215,7 @@ class Shortcut:
                 if reply._kwargs is _NO_KWARGS
                 else unpackb(reply._kwargs, use_list=False, strict_map_key=False, ext_hook=self._far_hook)
             )
-        except Exception:
+        except BaseException:
             self._hand_over()  # there it is answered as it should be
             return
         self._lone = reply._shortcut = None
@@ -238,7 +238,7 @@ class Shortcut:
             try:
                 answer = self._pack(result)
                 value = unpackb(answer, use_list=False, strict_map_key=False, ext_hook=self._near_hook)
-            except Exception:
+            except BaseException:
                 pass  # it is of no plain type; or it cannot be encoded, and the error is sent
             else:
                 if len(answer) <= self._room:

@@ -134,6 +134,16 @@ class Supervisor:
             except Exception:
                 logger.exception("task %r of %s cannot be started", name, agent.addr)
 
+    def _has_tasks(self, agent: Agent) -> bool:
+        """Return whether the agent has ever had tasks."""
+        table = self._tables.get(_get_aid(agent))
+        return table is not None and table.agent is agent
+
+    def _is_making(self, agent: Agent) -> bool:
+        """Return whether *agent* is just being made in place of one that was stopped."""
+        absence = _MAKING.get()
+        return absence is not None and absence.new is agent
+
     async def _stop_tasks(self, agent: Agent) -> None:
         """End the agent's tasks; it cannot start any from now on."""
         aid = _get_aid(agent)
@@ -144,6 +154,10 @@ class Supervisor:
             finally:
                 if self._tables.get(aid) is table:
                     del self._tables[aid]
+        self._forget(aid)
+
+    def _forget(self, aid: str) -> None:
+        """Forget what has befallen an agent that does not come back."""
         if aid not in self._absences:
             self._histories.pop(aid, None)
 
@@ -265,6 +279,13 @@ class Supervisor:
             absence.give_up()
         for aid in self.restarting:
             await self._give_up(aid, wait=wait)
+
+    def _abort(self) -> list[asyncio.Task[None]]:
+        """Cancel what stops agents that were to be restarted, and return it."""
+        tasks = [absence.task for absence in self._absences.values() if absence.task is not None]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     def _restart(self, aid: str, agent: Agent, policy: RestartAgent, pause: float) -> None:
         self._get_tasks(agent).is_closed = True  # further failures change nothing
