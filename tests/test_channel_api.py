@@ -796,7 +796,7 @@ async def test_error_of_a_handler_that_was_given_up_is_logged(
 
 
 async def test_base_exception_in_a_handler(transport: Any) -> None:
-    """An error that is to end the program goes on to the loop, and the caller is told before."""
+    """An error that is no ``Exception`` is told to the caller, as any other; the connection goes on."""
 
     class Stop(BaseException):
         pass
@@ -813,7 +813,9 @@ async def test_base_exception_in_a_handler(transport: Any) -> None:
             await client.send("x")
         assert (caught.value.type_name, caught.value.message) == ("Stop", "now")
         assert tasks[0] is not None
-        assert isinstance(tasks[0].exception(), Stop)
+        assert tasks[0].exception() is None  # nobody would retrieve it
+        with pytest.raises(RemoteException):
+            await client.send("y")
 
 
 # -- Old peers and control frames ------------------------------------------------------------------

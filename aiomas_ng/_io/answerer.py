@@ -14,7 +14,7 @@ from aiomas_ng._core import failure, frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.frames import EXCEPTION, RESULT
 from aiomas_ng._core.identity import Identity
-from aiomas_ng._io.connection import Connection, logger
+from aiomas_ng._io.connection import Connection
 from aiomas_ng._io.job import Job, is_awaitable, is_stream, pass_on_interrupt
 from aiomas_ng._io.oneways import Oneways
 from aiomas_ng._io.turns import COST_OF_TASK
@@ -421,7 +421,8 @@ class Answerer(Connection):
         """Return *error* as the peer is told of it; what it is not told goes to the log."""
         has_traceback = self._protocol.tracebacks
         if not has_traceback and failure.is_fault(error):
-            logger.error("a request from %s failed", self._protocol._peername(), exc_info=error)
+            peer = self._protocol._peername()
+            self._log(logging.ERROR, "a request from %s failed", peer, error=error)
         return failure.describe(error, has_traceback=has_traceback)
 
     def _answer_error(self, msg_id: int | str | None, error: BaseException) -> None:
