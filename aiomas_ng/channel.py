@@ -111,7 +111,8 @@ async def open_connection(
         liveness: When and how patiently the peer is asked whether it is there, by default never.
         tracebacks: Whether the peer gets the tracebacks of exceptions on this side, besides type and message;
             else these are in our log.
-        **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
+        **kwds: ``network`` is a :class:`~aiomas_ng.faults.Network` that the connection goes through. The rest
+            is passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
             context for TLS; the certificate of a server at a Unix socket has to be for ``localhost``, or for
             ``server_hostname``.
 
@@ -172,7 +173,8 @@ async def start_server(
         liveness: As for :func:`open_connection`.
         tracebacks: As for :func:`open_connection`.
         insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
-        **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
+        **kwds: ``network`` is a :class:`~aiomas_ng.faults.Network` that applies to the connections. The rest
+            is passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
             TLS; who is refused then leaves a line in the log, and meets no part of the program.
 
     Raises:
