@@ -45,7 +45,7 @@ class Liveness:
 
     interval: float = 15.0
     patience: float = 30.0
-    busy_patience: float | None = 300.0
+    busy_patience: float | None = 3600.0
 
     def __post_init__(self) -> None:
         for name in ("interval", "patience", "busy_patience"):
