@@ -17,7 +17,7 @@ from aiomas_ng.liveness import DEFAULT_LIVENESS, ConnectionState, Liveness, Peer
 def test_defaults() -> None:
     """Ping after 15 s, wait for 30 s, and for 5 minutes if the peer is busy."""
     assert Liveness() == DEFAULT_LIVENESS
-    assert dataclasses.astuple(Liveness()) == (15.0, 30.0, 300.0)
+    assert dataclasses.astuple(Liveness()) == (15.0, 30.0, 3600.0)
 
 
 @pytest.mark.parametrize("name", ["interval", "patience", "busy_patience"])
