@@ -7,7 +7,7 @@ What most programs need is here; the modules have the rest: :mod:`~aiomas_ng.age
 :mod:`~aiomas_ng.error`, :mod:`~aiomas_ng.linkformat`, :mod:`~aiomas_ng.cache`, :mod:`~aiomas_ng.forwarding`,
 :mod:`~aiomas_ng.directory`, :mod:`~aiomas_ng.pipe`, :mod:`~aiomas_ng.tokenmanager`; against what goes
 wrong :mod:`~aiomas_ng.deadlines`, :mod:`~aiomas_ng.liveness`, :mod:`~aiomas_ng.supervision`,
-:mod:`~aiomas_ng.access`.
+:mod:`~aiomas_ng.access`, :mod:`~aiomas_ng.faults`.
 """
 
 from aiomas_ng import (
@@ -22,6 +22,7 @@ from aiomas_ng import (
     directory,
     error,
     exceptions,
+    faults,
     forwarding,
     linkformat,
     liveness,
@@ -83,6 +84,7 @@ __all__ = [
     "error",
     "exceptions",
     "expose",
+    "faults",
     "forwarding",
     "get_queue",
     "linkformat",

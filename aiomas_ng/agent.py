@@ -53,6 +53,7 @@ from aiomas_ng.exceptions import (
     TLSError,
     TLSRefusedError,
 )
+from aiomas_ng.faults import Network, make_options
 from aiomas_ng.forwarding import Forwarder
 from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 from aiomas_ng.protocol import Context
@@ -128,6 +129,7 @@ class Container(PeerWatching):
         liveness: Liveness | None = DEFAULT_LIVENESS,
         tracebacks: bool = False,
         insecure: bool = False,
+        network: Network | None = None,
     ) -> Self: ...
     @overload
     @classmethod
@@ -147,6 +149,7 @@ class Container(PeerWatching):
         liveness: Liveness | None = DEFAULT_LIVENESS,
         tracebacks: bool = False,
         insecure: bool = False,
+        network: Network | None = None,
     ) -> Coroutine[Any, Any, Self]: ...
     @classmethod
     def create(
@@ -165,6 +168,7 @@ class Container(PeerWatching):
         liveness: Liveness | None = DEFAULT_LIVENESS,
         tracebacks: bool = False,
         insecure: bool = False,
+        network: Network | None = None,
     ) -> Any:
         """Make a container that listens on *addr*.
 
@@ -194,6 +198,8 @@ class Container(PeerWatching):
             tracebacks: Whether peers get the tracebacks of exceptions in our agents, besides type and
                 message, and of those in resources type and message; else these are in our log.
             insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
+            network: A bad network to study the agents on. It applies to the connections that this container
+                dials, or to those that it accepts.
 
         Returns:
             The container, or the coroutine that returns it.
@@ -212,7 +218,7 @@ class Container(PeerWatching):
             "liveness": liveness,
             "tracebacks": tracebacks,
         }
-        coro = cls._create(addr, clock, ssl, access, insecure, wire)
+        coro = cls._create(addr, clock, ssl, access, insecure, wire, network)
         return coro if as_coro else _block(coro, loop)
 
     @classmethod
@@ -224,6 +230,7 @@ class Container(PeerWatching):
         access: Rule | None,
         insecure: bool,
         wire: dict[str, Any],
+        network: Network | None,
     ) -> Self:
         server_ssl, client_ssl = util.make_ssl_contexts(ssl)
         container: Self
@@ -236,13 +243,12 @@ class Container(PeerWatching):
 
         # It listens before the container is made, which has to know the port that was given for port 0, and
         # serves after.
-        server = await channel.start_server(
-            addr, connected, ssl=server_ssl, insecure=insecure, start_serving=False, **wire
-        )
+        listen = {**wire, "ssl": server_ssl, **make_options(network, "")[1]}
+        server = await channel.start_server(addr, connected, insecure=insecure, start_serving=False, **listen)
         try:
             place = server.address.place
             base_url = _get_base_url(place if isinstance(place, tuple) else addr)
-            connect_kwargs = {**wire, "ssl": client_ssl}
+            connect_kwargs = {**wire, "ssl": client_ssl, **make_options(network, base_url)[0]}
             container = cls(base_url, server.get_loop(), clock or clocks.AsyncioClock(), connect_kwargs)
             container.set_server(server)
             if access is not None:

@@ -126,7 +126,8 @@ async def open_connection(
         tracebacks: Whether the peer gets the tracebacks of exceptions on this side, besides type and message;
             else these are in our log.
         budget: What it shares with other connections of a container.
-        **kwds: Passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
+        **kwds: ``network`` is a :class:`~aiomas_ng.faults.Network` that the connection goes through. The rest
+            is passed on to the loop's ``create_connection`` or ``create_unix_connection``. ``ssl`` is a
             context for TLS; the certificate of a server at a Unix socket has to be for ``localhost``, or for
             ``server_hostname``.
 
@@ -190,7 +191,8 @@ async def start_server(
         tracebacks: As for :func:`open_connection`.
         insecure: To listen on all interfaces without TLS is meant; else the log gets a warning.
         budget: What they share with other connections of a container; by default they share one.
-        **kwds: Passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
+        **kwds: ``network`` is a :class:`~aiomas_ng.faults.Network` that applies to the connections. The rest
+            is passed on to the loop's ``create_server`` or ``create_unix_server``. ``ssl`` is a context for
             TLS; who is refused then leaves a line in the log, and meets no part of the program.
 
     Raises:

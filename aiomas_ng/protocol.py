@@ -58,6 +58,7 @@ from aiomas_ng._io.peer import Peers
 from aiomas_ng.cache import Cache
 from aiomas_ng.content import Coder
 from aiomas_ng.exceptions import ChannelClosedError, ClosedByUsError, ConnectError
+from aiomas_ng.faults import Network, make_options
 from aiomas_ng.liveness import DEFAULT_LIVENESS, Liveness
 from aiomas_ng.local_queue import LocalQueue
 from aiomas_ng.message import Message
@@ -112,6 +113,7 @@ class Context(Verbs):
         limits: Bounds of each connection, and of all of them together.
         liveness: When and how patiently the peer of a connection is asked whether it is there; ``None`` for
             never.
+        network: A bad network that connections go through; see :mod:`aiomas_ng.faults`.
         patience: Seconds for which a lost connection is tried again before an observation over it is given
             up.
         shows_errors: Whether who requests something is told type and text of exceptions in handlers; else
@@ -144,6 +146,7 @@ class Context(Verbs):
         transports: Iterable[str] | None = None,
         peers: Peers | None = None,
         url: str | None = None,
+        network: Network | None = None,
     ) -> None:
         self.loop = loop or util.get_loop()
         if isinstance(serversite, type):
@@ -162,13 +165,14 @@ class Context(Verbs):
         self.coder = Coder(extra_serializers, limits)
         self.tokenmanager = TokenManager(self)
         self._transports = _check_transports(transports)
-        self._wire = {
+        wire = {
             "codec": codec,
             "extra_serializers": tuple(extra_serializers),
             "limits": limits,
             "liveness": liveness,
             "budget": Budget(limits),
         }
+        self._dial_options, self._listen_options = (wire | own for own in make_options(network, url or ""))
         self._peers = peers or Peers(self.loop, self._open_connection, limits.calls)
         self._has_own_peers = peers is None
         self._servers: list[Server] = []
@@ -303,7 +307,7 @@ class Context(Verbs):
             start_serving=False,
             ssl=ssl,
             insecure=insecure,
-            **self._wire,
+            **self._listen_options,
         )
         try:
             self._check_transport(server.address, is_tls=ssl is not None)
@@ -439,7 +443,7 @@ class Context(Verbs):
     async def _open_connection(self, address: Address, timeout: float | None) -> rpc.RpcClient:
         tls = rpc.tls_for(address, util.as_ssl_context(self.client_credentials, is_server=False))
         channel = await channels.open_connection(
-            address, timeout=timeout, loop=self.loop, **self._wire, **tls
+            address, timeout=timeout, loop=self.loop, **self._dial_options, **tls
         )
         client = rpc.RpcClient(channel)
         client.url = address.url

@@ -87,6 +87,7 @@ SHARED_OPTIONS: Final[tuple[str, ...]] = (
     "resumable",
     "tracebacks",
     "ssl",
+    "network",
 )
 
 
@@ -100,7 +101,7 @@ async def open_connection(
         rpc_service: What we offer to the peer, so that it can call back.
         clock: Simulated time for the deadlines of calls (:mod:`aiomas_ng.deadlines`).
         **kwds: Passed on to :func:`aiomas_ng.channel.open_connection`: ``codec``, ``extra_serializers``,
-            ``timeout``, ``limits``, ``liveness``, …
+            ``timeout``, ``limits``, ``liveness``, ``network``, …
 
     Raises:
         ValueError: *rpc_service* is no service.
@@ -144,8 +145,9 @@ async def start_server(
     """
     _check_service(rpc_service)
     kwds.setdefault("budget", Budget(kwds.get("limits", DEFAULT_LIMITS)))
-    # The context for TLS, if there is one, is that of a server and cannot be used to connect.
-    open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds and key != "ssl"}
+    # The context for TLS, if there is one, is that of a server and cannot be used to connect; nor can a
+    # network that applies to the connections of a server.
+    open_kwds = {key: kwds[key] for key in SHARED_OPTIONS if key in kwds and key not in ("ssl", "network")}
 
     def connected(channel: Channel) -> Any:
         client = RpcClient(channel, rpc_service, clock=clock)

@@ -16,7 +16,7 @@ LAYERS = [
     {"util", "_io.local_transport"},
     {"codecs", "ca", "clocks", "local_queue", "deadlines"},
     {"_io"},
-    {"channel", "access", "supervision"},
+    {"channel", "faults", "access", "supervision"},
     {"content"},
     {"message"},
     {"error"},

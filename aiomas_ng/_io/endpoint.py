@@ -10,8 +10,8 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from aiomas_ng import local_queue
 from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from aiomas_ng.channel import ChannelProtocol
 
-__all__ = ["Server", "as_address", "dial", "listen"]
+__all__ = ["Server", "address_of", "as_address", "dial", "listen"]
 
 #: The first pause between two attempts to connect, its growth, and the longest one, in seconds.
 FIRST_PAUSE: Final = 0.02
@@ -51,6 +51,18 @@ WILDCARD_ADDRESSES: Final = ("0.0.0.0", "::")
 
 T = TypeVar("T", bound=asyncio.BaseProtocol)
 ProtocolFactory = Callable[[], "ChannelProtocol"]
+
+
+class Network(Protocol):
+    """What may lie between the transports and the protocols; see :mod:`aiomas_ng.faults`."""
+
+    async def _dial(
+        self, connect: Callable[[Callable[[], Any]], Awaitable[Any]], target: Any, factory: Callable[[], T]
+    ) -> T:
+        """Return the protocol of *factory* after a protocol was connected to *target* by *connect*."""
+
+    def _accept(self, get_url: Callable[[], str], factory: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a factory in place of that of a server."""
 
 
 def as_address(addr: Any) -> tuple[str, int] | str | local_queue.LocalQueue:
@@ -91,12 +103,13 @@ async def dial(
     *,
     timeout: float | None = 0,
     loop: asyncio.AbstractEventLoop,
+    network: Network | None = None,
     **kwds: Any,
 ) -> T:
-    """Connect to *addr*; see :func:`aiomas_ng.channel.open_connection` for *timeout*."""
+    """Connect to *addr*; see :func:`aiomas_ng.channel.open_connection` for *timeout* and *network*."""
     target = as_address(addr)
     async with bounded(loop, f"the connection to {addr}"):
-        return await _dial(addr, target, factory, timeout, loop, kwds)
+        return await _dial(addr, target, factory, timeout, loop, network, kwds)
 
 
 async def _dial(
@@ -105,6 +118,7 @@ async def _dial(
     factory: Callable[[], T],
     timeout: float | None,
     loop: asyncio.AbstractEventLoop,
+    network: Network | None,
     kwds: dict[str, Any],
 ) -> T:
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
@@ -112,12 +126,17 @@ async def _dial(
     settings = None
     if not isinstance(target, local_queue.LocalQueue):
         settings = TLSSettings.pop(kwds, UNIX_HOST if isinstance(target, str) else target[0])
+
+    async def connect(make: Callable[[], Any]) -> Any:
+        return await _connect(target, make, loop, settings, kwds)
+
     while True:
+        attempt = connect(factory) if network is None else network._dial(connect, target, factory)
         try:
             if not timeout:  # once, or for ever: as long as the system lets an attempt take
-                return await _connect(target, factory, loop, settings, kwds)
+                return await attempt
             async with asyncio.timeout(max(0.001, deadline - time.monotonic())):
-                return await _connect(target, factory, loop, settings, kwds)
+                return await attempt
         except TLSError:
             raise  # there is somebody, and time will not make them agree
         except ConnectError:
@@ -129,6 +148,13 @@ async def _dial(
             pause = min(LONGEST_PAUSE, pause * PAUSE_GROWTH)
         except TimeoutError as error:
             raise ConnectError(addr, f"no answer within {timeout} s") from error
+
+
+def address_of(target: tuple[str, int] | str | local_queue.LocalQueue) -> Address:
+    """Return what :func:`as_address` has returned as an :class:`Address`."""
+    if isinstance(target, local_queue.LocalQueue):
+        return Address("local", target.queue_id)
+    return Address("ipc", target) if isinstance(target, str) else Address("tcp", target)
 
 
 async def _connect(
@@ -285,6 +311,7 @@ async def listen(
     *,
     loop: asyncio.AbstractEventLoop,
     insecure: bool = False,
+    network: Network | None = None,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr*; the *factory* is given the set that the server keeps its connections in.
@@ -294,9 +321,11 @@ async def listen(
         factory: Makes the protocol of a connection.
         loop: The event loop.
         insecure: To listen on all interfaces without TLS is meant, and needs no warning.
+        network: What the connections go through.
         **kwds: Options of the loop.
 
     Raises:
+        ValueError: The *network* does not apply to accepted connections.
         AddressError: *addr* is no address.
         AddressInUseError: Somebody listens there already.
     """
@@ -307,11 +336,14 @@ async def listen(
         return factory(connections)
 
     entrance = settings = None
+    address = address_of(target)
     make: Callable[[], Any] = make_protocol
+    if network is not None:
+        make = network._accept(lambda: address.url, make)
     if not isinstance(target, local_queue.LocalQueue):
         settings = TLSSettings.pop(kwds, None)
         if settings is not None:
-            make = entrance = Entrance(settings, make_protocol, loop)
+            make = entrance = Entrance(settings, make, loop)
     try:
         with outside_deadlines():  # what is accepted has the context that the server was made in
             server, address, socket_file = await _listen(target, make, loop, kwds)
