@@ -28,7 +28,6 @@ import psutil
 import aiomas_ng
 from aiomas_ng import Agent, Container, expose, faults
 from aiomas_ng.channel import Limits
-from aiomas_ng.error import Error
 from aiomas_ng.exceptions import AiomasError
 from aiomas_ng.liveness import Liveness
 from aiomas_ng.rpc import with_options
@@ -103,7 +102,8 @@ class Worker(Agent):
 
     @expose
     def change(self, value: int) -> None:
-        self.level = value  # type: ignore[assignment,method-assign,misc]
+        self._level = value
+        self.level.changed()  # type: ignore[attr-defined]
 
 
 class Soak:
@@ -158,7 +158,7 @@ class Soak:
                 async with asyncio.timeout(TIMEOUT):
                     await self._do(rng, target_url)
                 self.report.done += 1
-            except (AiomasError, Error, TimeoutError) as error:
+            except (AiomasError, TimeoutError) as error:
                 name = type(error).__name__
                 self.report.failed[name] = self.report.failed.get(name, 0) + 1
                 await asyncio.sleep(0.01)
