@@ -562,6 +562,23 @@ async def test_who_was_silent_in_a_blackhole_goes_on(transport: Transport, side:
         await far.until_received(4)
 
 
+async def test_a_cut_that_is_due_when_both_have_gone(transport: Transport, side: Any) -> None:
+    """The peer has gone unnoticed, a cut is due, and our end gives up: nothing is left to be cut."""
+    network = faults.Network(applies_to=side)
+    async with open_ends(transport, network) as (near, far, faulty):
+        faulty.write(b"one")
+        await far.until_received(3)
+        faulty.blackhole()
+        far.transport.abort()
+        await far.until_lost()
+        await settle()
+        faulty.cut(after=0)
+        faulty.release()
+        faulty.abort()
+        await near.until_lost()
+        assert near.events == ["made", "lost"]
+
+
 @pytest.mark.parametrize("ending", ["close", "abort"])
 async def test_our_end_closes_in_a_blackhole(transport: Transport, side: Any, ending: str) -> None:
     """It is gone for us; the peer learns of it when packets pass again, and not before."""

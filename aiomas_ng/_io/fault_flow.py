@@ -234,7 +234,7 @@ class FaultFlow(asyncio.Transport):
         if self._real is None:
             return
         limit = self._limit()
-        while not (self._is_real_full or self._is_cut or self._is_end_passed):
+        while not (self._is_real_full or self._is_cut or self._is_end_passed or self._is_over()):
             data, mark = _gather(self._out, limit)
             if data is not None and not self._real.is_closing():
                 if self._owner.is_tracing:
