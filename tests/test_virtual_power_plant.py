@@ -198,9 +198,9 @@ async def test_calls_are_counted_where_they_are_answered(monkeypatch: pytest.Mon
     answered = []
     resolve = aiomas_ng.rpc.Router.resolve
 
-    def counting(self: Any, path: str) -> Any:
+    def counting(self: Any, path: str, *args: Any) -> Any:
         answered.append(path)
-        return resolve(self, path)
+        return resolve(self, path, *args)
 
     monkeypatch.setattr(aiomas_ng.rpc.Router, "resolve", counting)
     result = await simulate(Scenario(days=1, plants=3, batteries=2), "local")
