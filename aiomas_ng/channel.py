@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -86,8 +87,6 @@ SMALL: Final = 4096
 
 #: Seconds of a TLS handshake that asyncio is asked for where there is no limit.
 LONGEST_HANDSHAKE: Final = 10**6
-
-refusals: Final = LimitedLog(logger)
 
 CodecFactory = Callable[[], codecs.Codec]
 Serializers = Iterable[Callable[[], tuple[Any, ...]]]
@@ -204,7 +203,8 @@ async def start_server(
     make_codec()
     sessions = Sessions(limits)
     shared = budget or Budget(limits)
-    admission = Admission(limits)
+    log = LimitedLog(logger, f"refused connections to {addr}")
+    admission = Admission(limits, log)
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
         protocol = ChannelProtocol(
@@ -223,7 +223,7 @@ async def start_server(
         return protocol
 
     _limit_handshake(kwds, limits)
-    return await listen(addr, factory, loop=loop, insecure=insecure, **kwds)
+    return await listen(addr, factory, loop=loop, insecure=insecure, log=log, **kwds)
 
 
 async def open_pair(
@@ -346,7 +346,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self._admission is not None:
             reason = self._admission.admit(self, transport.get_extra_info("peername"))
             if reason is not None:
-                refusals.warning("the connection from %s is refused: %s", self._peername(), reason)
+                self._log_refusal("the connection from %s is refused: %s", self._peername(), reason)
                 self.channel._refuse_connection(reason)
                 return
         self.heartbeat = begin_heartbeat(self.channel, wire, self.liveness)
@@ -357,7 +357,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         try:
             result = self._client_connected_cb(self.channel)
         except BaseException as error:
-            self._callback_failed()
+            self._callback_failed(error)
             pass_on_interrupt(error)
         else:
             if is_awaitable(result):
@@ -372,15 +372,25 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             # The usual way for such a callback to end is that its recv() meets the end of the connection.
             is_usual = is_cancelled or isinstance(error, ChannelClosedError)
             if not (is_usual and self.channel.is_closing):
-                self._callback_failed()  # nobody serves the peer any more
+                self._callback_failed(error)  # nobody serves the peer any more
             if is_cancelled:
                 raise
             pass_on_interrupt(error)
 
-    def _callback_failed(self) -> None:
+    def _callback_failed(self, error: BaseException) -> None:
         assert self.channel is not None
-        logger.exception("client_connected_cb failed; closing the connection from %s", self._peername())
+        text = "client_connected_cb failed; closing the connection from %s"
+        self._log_refusal(text, self._peername(), level=logging.ERROR, error=error)
         self.channel._set_error(ClosedByUsError("client_connected_cb failed"))
+
+    def _log_refusal(
+        self, text: str, *args: Any, level: int = logging.WARNING, error: BaseException | None = None
+    ) -> None:
+        """Log why there is no such connection any more: with the others that its server refuses, as who is
+        refused may come again with a new one."""
+        assert self.channel is not None
+        log = self.channel._log if self._admission is None else self._admission.log.log
+        log(level, text, *args, error=error)
 
     def _peername(self) -> Any:
         assert self.channel is not None
@@ -539,7 +549,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def _give_up_frame(self, reason: str) -> None:
         if self.channel is not None and self.channel._error is None:
             error = ConnectionStalledError(reason)
-            refusals.warning("the connection from %s is given up: %s", self._peername(), reason)
+            self._log_refusal("the connection from %s is given up: %s", self._peername(), reason)
             self.channel._answer_error(None, error)
             closed = ClosedByUsError(reason)
             closed.__cause__ = error

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import aiomas_ng
 from aiomas_ng import channel as channels
 from aiomas_ng import codecs, rpc
+from aiomas_ng._core.log_limit import LOG_LINES
 from aiomas_ng._core.tls_reasons import ALERT, explain_handshake, is_alert, is_client_hello
 from aiomas_ng._io import tls, tls_handshake
 from aiomas_ng._io.endpoint import as_address
@@ -247,7 +248,7 @@ async def test_error_is_also_that_of_a_closed_channel(parties: Parties) -> None:
             assert isinstance(outcome, ClosedByPeerError)
             assert outcome.was_sent is False
             assert isinstance(outcome.__cause__, ssl.SSLError)
-        with pytest.raises(TLSRefusedError, match=r"has expired.*not sent"):
+        with pytest.raises(TLSRefusedError, match=r"has expired.*not executed"):
             channel.send("late")
         with pytest.raises(TLSRefusedError, match="has expired"):
             await channel.recv()
@@ -419,6 +420,57 @@ def test_client_that_hangs_up(
     on_loop(scenario())
     assert len(refusals(caplog)) == 3
     assert all("ended the connection during the TLS handshake" in line for line in refusals(caplog))
+
+
+def test_very_many_refusals(
+    on_loop: Callable[..., Any], parties: Parties, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of very many that are refused, each with a connection of its own, the log has some; their number comes
+    when the server is closed. Those that another server refuses are not hidden by it."""
+    count = LOG_LINES + 5
+
+    async def hang_up(server: Server) -> None:
+        reader, writer = await asyncio.open_connection(*server.address.place)
+        writer.write(b"\0\0\0\1x")  # no TLS
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async def scenario() -> None:
+        context = parties.context("good", is_server=True)
+        async with (
+            serving(("127.0.0.1", 0), context) as (flooded, _),
+            serving(("127.0.0.1", 0), context) as (other, _),
+        ):
+            for _ in range(count):
+                await hang_up(flooded)
+            assert flooded._entrance is not None
+            while flooded._entrance._tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            before = len(refusals(caplog))
+            await hang_up(other)
+            assert len(refusals(caplog)) == before + 1
+            flooded.close()
+
+    on_loop(scenario())
+    lines = refusals(caplog)
+    assert sum("does not speak TLS" in line for line in lines) == LOG_LINES + 1
+    assert "counted and not logged" in lines[LOG_LINES]
+    assert lines[-1].startswith("5 more lines about refused connections to ")
+
+
+async def test_very_many_without_tls(parties: Parties, caplog: pytest.LogCaptureFixture) -> None:
+    """The same for those who come with TLS to a server that has none."""
+    async with serving(("127.0.0.1", 0), None) as (server, _):
+        for _ in range(LOG_LINES + 5):
+            reader, writer = await asyncio.open_connection(*server.address.place)
+            writer.write(hello(parties))
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+    lines = refusals(caplog)
+    assert sum("this side does not" in line for line in lines) == LOG_LINES
+    assert lines[-1].startswith("5 more lines about refused connections to ")
 
 
 def hello(parties: Parties) -> bytes:

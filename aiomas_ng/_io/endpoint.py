@@ -18,6 +18,7 @@ from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
 from aiomas_ng._io.closing import GRACE, check_grace
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.expiry import bounded, outside_deadlines
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.tls import Entrance, Threshold, secure_client
 from aiomas_ng._io.tls_handshake import TLSSettings
 from aiomas_ng.exceptions import (
@@ -206,6 +207,7 @@ class Server:
         self._closed = server.get_loop().create_future()
         self._connections: set[ChannelProtocol] = set()
         self._entrance: Entrance | None = None  # where clients have to agree on TLS first
+        self._log: LimitedLog | None = None  # for those that are refused
 
     def __repr__(self) -> str:
         return f"<Server at {self.url}{'' if self.is_serving() else ', not serving'}>"
@@ -252,6 +254,8 @@ class Server:
         self._server.close()
         if self._entrance is not None:
             self._entrance.close()
+        if self._log is not None:
+            self._log.finish()
         if self._socket_file is not None:
             path, inode = self._socket_file
             with contextlib.suppress(OSError):
@@ -312,6 +316,7 @@ async def listen(
     loop: asyncio.AbstractEventLoop,
     insecure: bool = False,
     network: Network | None = None,
+    log: LimitedLog,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr*; the *factory* is given the set that the server keeps its connections in.
@@ -322,6 +327,7 @@ async def listen(
         loop: The event loop.
         insecure: To listen on all interfaces without TLS is meant, and needs no warning.
         network: What the connections go through.
+        log: For those that are refused.
         **kwds: Options of the loop.
 
     Raises:
@@ -343,7 +349,7 @@ async def listen(
     if not isinstance(target, local_queue.LocalQueue):
         settings = TLSSettings.pop(kwds, None)
         if settings is not None:
-            make = entrance = Entrance(settings, make, loop)
+            make = entrance = Entrance(settings, make, loop, log)
     try:
         with outside_deadlines():  # what is accepted has the context that the server was made in
             server, address, socket_file = await _listen(target, make, loop, kwds)
@@ -356,6 +362,7 @@ async def listen(
     result = Server(server, address, socket_file)
     result._connections = connections
     result._entrance = entrance
+    result._log = log
     if settings is None and not insecure and _is_on_all_interfaces(result):
         logger.warning(
             "listening on all interfaces without TLS, at port %s: whoever can reach this machine can use "
