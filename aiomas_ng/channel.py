@@ -260,8 +260,8 @@ async def open_pair(
 
 def _limit_handshake(kwds: dict[str, Any], limits: Limits) -> None:
     """Give asyncio the time that a TLS handshake may take, unless the caller has."""
-    if kwds.get("ssl"):
-        kwds.setdefault("ssl_handshake_timeout", min(limits.handshake_time, LONGEST_HANDSHAKE))
+    if kwds.get("ssl") and kwds.get("ssl_handshake_timeout") is None:
+        kwds["ssl_handshake_timeout"] = min(limits.handshake_time, LONGEST_HANDSHAKE)
 
 
 def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:
