@@ -32,6 +32,7 @@ from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._core.session import Session, Tally
 from aiomas_ng._io import tls_mistakes
 from aiomas_ng._io.admission import Admission
 from aiomas_ng._io.answerer import Request
@@ -328,11 +329,13 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         self._admission: Admission | None = None
         self._turns = Turns(self, limits.turn, loop)
         self._frame_watch = FrameWatch(self._parser, limits, loop, self._is_read, self._give_up_frame)
-        self._decode = codec.decode
+        # Both are found once for a connection, and not once for a frame.
+        self._decode: Callable[[Any], Any] = self._decode_first
+        self._take_frame: Callable[[Any, Any, Any, int], None]
         self._plain = codecs.as_plain_msgpack(codec)
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
-        self._received = 0  # bytes, if there is no session to count them
+        self._tally: Tally | Session = Tally()  # of the bytes that have come
         self.liveness = liveness
         self.heartbeat: Heartbeat | None = None
 
@@ -343,6 +346,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             transport = self._resumption.begin(transport)
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
+        self._take_frame = self.channel._take_frame
         if self._admission is not None:
             reason = self._admission.admit(self, transport.get_extra_info("peername"))
             if reason is not None:
@@ -399,11 +403,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
         parser = self._parser
-        session = self._session
-        if session is None:
-            self._received += len(data)
-        else:
-            session.received += len(data)
+        tally = self._tally
+        tally.received += len(data)
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
             if self.channel is not None and self.channel._error is None:
@@ -426,23 +427,20 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                     is_copied=self._plain is not None,
                 )
             self._frame_watch.look()
-        if session is not None and session.received >= session.ack_at:
+        if tally.received >= tally.ack_at:
             self._look()
 
     @property
     def received(self) -> int:
         """Bytes that have come."""
-        return self._received + (self._session.received if self._session is not None else 0)
+        return self._tally.received
 
     def bulk_received(self, size: int) -> None:
         """A :class:`~aiomas_ng._io.bulk.BulkReader` has read *size* bytes."""
-        session = self._session
-        if session is None:
-            self._received += size
-        else:
-            session.received += size
-            if session.received >= session.ack_at:
-                self._look()
+        tally = self._tally
+        tally.received += size
+        if tally.received >= tally.ack_at:
+            self._look()
 
     def _look(self) -> None:
         if self._resumption is not None:
@@ -504,16 +502,21 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             self._frame_watch.excuse()
             self.transport.resume_reading()
 
+    def _decode_first(self, payload: Frame) -> tuple[Any, Any, Any]:
+        """Decode a payload as long as none could be decoded."""
+        decode = self.codec.decode
+        msg_type, msg_id, content = decode(payload)
+        self._is_decoding_known = True
+        self._decode = decode
+        return msg_type, msg_id, content
+
     def _take_payload(self, payload: Frame, is_bundled: bool = False) -> None:
-        channel = self.channel
-        assert channel is not None
         try:
             msg_type, msg_id, content = self._decode(payload)
         except BaseException as error:  # a deserializer of the user's may raise anything
             self._reject_undecodable(payload, error, is_bundled)
             pass_on_interrupt(error)
             return
-        self._is_decoding_known = True
         try:
             if msg_type == BUNDLE and not is_bundled:
                 if len(payload) > BUNDLE_SIZE:
@@ -521,15 +524,17 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                         payload, FrameTooLargeError(len(payload), BUNDLE_SIZE, "a bundle from the peer")
                     )
                     return
+                assert self.channel is not None
                 self.gather()
                 try:
-                    channel._take_bundle(content, len(payload))
+                    self.channel._take_bundle(content, len(payload))
                 finally:
                     self.release()
             else:
-                channel._take_frame(msg_type, msg_id, content, len(payload))
+                self._take_frame(msg_type, msg_id, content, len(payload))
         except ProtocolError as error:
-            channel._note_violation(error)
+            assert self.channel is not None
+            self.channel._note_violation(error)
 
     def _refuse_frame(self, frame: Oversized) -> None:
         """There is no room for a large frame, although it is within the limit for one."""
@@ -677,7 +682,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             sessions: Where who connects anew finds this connection, if we are dialled.
         """
         self._resumption = Resumption(self, redial=redial, sessions=sessions)
-        self._session = self._resumption.session
+        self._session = self._tally = self._resumption.session
 
     def get_tasks(self) -> list[asyncio.Task[None] | None]:
         """Return the tasks that belong to the connection."""
