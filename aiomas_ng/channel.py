@@ -569,7 +569,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             messages = self._plain.split(payload)
             if messages is not None:  # one of a bundle is bad; the others are fine
                 for message in messages:
-                    self._take_payload(message, is_bundled=True)
+                    if self.channel is not None and self.channel._error is None:  # else one has ended it
+                        self._take_payload(message, is_bundled=True)
                 return
         cause = (
             error

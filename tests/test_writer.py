@@ -423,7 +423,7 @@ async def test_session_says_what_we_take(transport: Any) -> None:
         async with open_raw_client(transport, greets=True, limits=Limits(frame_size=limit)) as (peer, server):
             serve(server, echo)
             peer.request(1)
-            assert await peer.recv() == [SESSION, 0, {"version": 1, "bundle": size}]
+            assert await peer.recv() == [SESSION, 0, {"version": 1, "close": True, "bundle": size}]
             assert (await peer.recv())[0] == RESULT
             peer.send(SESSION, 0, {"version": 1, "bundle": 1000})
             peer.send(SESSION, 0, {"version": 1, "bundle": 1000})
@@ -431,13 +431,13 @@ async def test_session_says_what_we_take(transport: Any) -> None:
             assert (await peer.recv())[0] == PONG
         async with open_raw_server(transport, limits=Limits(frame_size=limit)) as (_, server_peer):
             server_peer.send(SESSION, 0, {"version": 1})
-            assert await server_peer.recv() == [SESSION, 0, {"version": 1, "bundle": size}]
+            assert await server_peer.recv() == [SESSION, 0, {"version": 1, "close": True, "bundle": size}]
 
 
 @pytest.mark.parametrize("sizes", [(1000,), (10_000, 100), (100, 10_000)])
 async def test_announcement_while_something_is_gathered(sizes: tuple[int, ...]) -> None:
     """What was gathered before the peer says how much it takes does not go out as a bundle above that."""
-    protocol, channel, sink = open_protocol()
+    protocol, channel, sink = open_protocol(turn=1000)
     serve(channel, echo)
     receive(protocol, (REQUEST, FIRST_ID, "first"))
     number, before = 1, 0
