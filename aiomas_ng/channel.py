@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from aiomas_ng._core.frames import BUNDLE, CLOSE, EXCEPTION, REQUEST, RESULT
 from aiomas_ng._core.framing import HEADER as Header
 from aiomas_ng._core.framing import Frame, FrameParser, Oversized
 from aiomas_ng._core.limits import DEFAULT_LIMITS, Limits
+from aiomas_ng._core.session import Session, Tally
 from aiomas_ng._io import tls_mistakes
 from aiomas_ng._io.admission import Admission
 from aiomas_ng._io.answerer import Request
@@ -86,8 +88,6 @@ SMALL: Final = 4096
 
 #: Seconds of a TLS handshake that asyncio is asked for where there is no limit.
 LONGEST_HANDSHAKE: Final = 10**6
-
-refusals: Final = LimitedLog(logger)
 
 CodecFactory = Callable[[], codecs.Codec]
 Serializers = Iterable[Callable[[], tuple[Any, ...]]]
@@ -204,7 +204,8 @@ async def start_server(
     make_codec()
     sessions = Sessions(limits)
     shared = budget or Budget(limits)
-    admission = Admission(limits)
+    log = LimitedLog(logger, f"refused connections to {addr}")
+    admission = Admission(limits, log)
 
     def factory(connections: set[ChannelProtocol]) -> ChannelProtocol:
         protocol = ChannelProtocol(
@@ -223,7 +224,7 @@ async def start_server(
         return protocol
 
     _limit_handshake(kwds, limits)
-    return await listen(addr, factory, loop=loop, insecure=insecure, **kwds)
+    return await listen(addr, factory, loop=loop, insecure=insecure, log=log, **kwds)
 
 
 async def open_pair(
@@ -260,8 +261,8 @@ async def open_pair(
 
 def _limit_handshake(kwds: dict[str, Any], limits: Limits) -> None:
     """Give asyncio the time that a TLS handshake may take, unless the caller has."""
-    if kwds.get("ssl"):
-        kwds.setdefault("ssl_handshake_timeout", min(limits.handshake_time, LONGEST_HANDSHAKE))
+    if kwds.get("ssl") and kwds.get("ssl_handshake_timeout") is None:
+        kwds["ssl_handshake_timeout"] = min(limits.handshake_time, LONGEST_HANDSHAKE)
 
 
 def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:
@@ -328,11 +329,13 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         self._admission: Admission | None = None
         self._turns = Turns(self, limits.turn, loop)
         self._frame_watch = FrameWatch(self._parser, limits, loop, self._is_read, self._give_up_frame)
-        self._decode = codec.decode
+        # Both are found once for a connection, and not once for a frame.
+        self._decode: Callable[[Any], Any] = self._decode_first
+        self._take_frame: Callable[[Any, Any, Any, int], None]
         self._plain = codecs.as_plain_msgpack(codec)
         self._is_decoding_known = False  # whether a frame of the peer was ever decoded
         self._callback_task: asyncio.Task[None] | None = None
-        self._received = 0  # bytes, if there is no session to count them
+        self._tally: Tally | Session = Tally()  # of the bytes that have come
         self.liveness = liveness
         self.heartbeat: Heartbeat | None = None
 
@@ -343,10 +346,11 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             transport = self._resumption.begin(transport)
         self.transport = transport
         self.channel = Channel(self, self.codec, transport, self._loop)
+        self._take_frame = self.channel._take_frame
         if self._admission is not None:
             reason = self._admission.admit(self, transport.get_extra_info("peername"))
             if reason is not None:
-                refusals.warning("the connection from %s is refused: %s", self._peername(), reason)
+                self._log_refusal("the connection from %s is refused: %s", self._peername(), reason)
                 self.channel._refuse_connection(reason)
                 return
         self.heartbeat = begin_heartbeat(self.channel, wire, self.liveness)
@@ -357,7 +361,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         try:
             result = self._client_connected_cb(self.channel)
         except BaseException as error:
-            self._callback_failed()
+            self._callback_failed(error)
             pass_on_interrupt(error)
         else:
             if is_awaitable(result):
@@ -372,15 +376,25 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             # The usual way for such a callback to end is that its recv() meets the end of the connection.
             is_usual = is_cancelled or isinstance(error, ChannelClosedError)
             if not (is_usual and self.channel.is_closing):
-                self._callback_failed()  # nobody serves the peer any more
+                self._callback_failed(error)  # nobody serves the peer any more
             if is_cancelled:
                 raise
             pass_on_interrupt(error)
 
-    def _callback_failed(self) -> None:
+    def _callback_failed(self, error: BaseException) -> None:
         assert self.channel is not None
-        logger.exception("client_connected_cb failed; closing the connection from %s", self._peername())
+        text = "client_connected_cb failed; closing the connection from %s"
+        self._log_refusal(text, self._peername(), level=logging.ERROR, error=error)
         self.channel._set_error(ClosedByUsError("client_connected_cb failed"))
+
+    def _log_refusal(
+        self, text: str, *args: Any, level: int = logging.WARNING, error: BaseException | None = None
+    ) -> None:
+        """Log why there is no such connection any more: with the others that its server refuses, as who is
+        refused may come again with a new one."""
+        assert self.channel is not None
+        log = self.channel._log if self._admission is None else self._admission.log.log
+        log(level, text, *args, error=error)
 
     def _peername(self) -> Any:
         assert self.channel is not None
@@ -389,11 +403,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Cut *data* into frames, decode them and pass them to the channel; write the answers in one go."""
         parser = self._parser
-        session = self._session
-        if session is None:
-            self._received += len(data)
-        else:
-            session.received += len(data)
+        tally = self._tally
+        tally.received += len(data)
         if len(data) < SMALL and parser.is_frame(data):
             # As nearly always where one call follows the other: there is nothing to gather.
             if self.channel is not None and self.channel._error is None:
@@ -416,23 +427,20 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                     is_copied=self._plain is not None,
                 )
             self._frame_watch.look()
-        if session is not None and session.received >= session.ack_at:
+        if tally.received >= tally.ack_at:
             self._look()
 
     @property
     def received(self) -> int:
         """Bytes that have come."""
-        return self._received + (self._session.received if self._session is not None else 0)
+        return self._tally.received
 
     def bulk_received(self, size: int) -> None:
         """A :class:`~aiomas_ng._io.bulk.BulkReader` has read *size* bytes."""
-        session = self._session
-        if session is None:
-            self._received += size
-        else:
-            session.received += size
-            if session.received >= session.ack_at:
-                self._look()
+        tally = self._tally
+        tally.received += size
+        if tally.received >= tally.ack_at:
+            self._look()
 
     def _look(self) -> None:
         if self._resumption is not None:
@@ -494,16 +502,21 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             self._frame_watch.excuse()
             self.transport.resume_reading()
 
+    def _decode_first(self, payload: Frame) -> tuple[Any, Any, Any]:
+        """Decode a payload as long as none could be decoded."""
+        decode = self.codec.decode
+        msg_type, msg_id, content = decode(payload)
+        self._is_decoding_known = True
+        self._decode = decode
+        return msg_type, msg_id, content
+
     def _take_payload(self, payload: Frame, is_bundled: bool = False) -> None:
-        channel = self.channel
-        assert channel is not None
         try:
             msg_type, msg_id, content = self._decode(payload)
         except BaseException as error:  # a deserializer of the user's may raise anything
             self._reject_undecodable(payload, error, is_bundled)
             pass_on_interrupt(error)
             return
-        self._is_decoding_known = True
         try:
             if msg_type == BUNDLE and not is_bundled:
                 if len(payload) > BUNDLE_SIZE:
@@ -511,15 +524,17 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
                         payload, FrameTooLargeError(len(payload), BUNDLE_SIZE, "a bundle from the peer")
                     )
                     return
+                assert self.channel is not None
                 self.gather()
                 try:
-                    channel._take_bundle(content, len(payload))
+                    self.channel._take_bundle(content, len(payload))
                 finally:
                     self.release()
             else:
-                channel._take_frame(msg_type, msg_id, content, len(payload))
+                self._take_frame(msg_type, msg_id, content, len(payload))
         except ProtocolError as error:
-            channel._note_violation(error)
+            assert self.channel is not None
+            self.channel._note_violation(error)
 
     def _refuse_frame(self, frame: Oversized) -> None:
         """There is no room for a large frame, although it is within the limit for one."""
@@ -539,7 +554,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def _give_up_frame(self, reason: str) -> None:
         if self.channel is not None and self.channel._error is None:
             error = ConnectionStalledError(reason)
-            refusals.warning("the connection from %s is given up: %s", self._peername(), reason)
+            self._log_refusal("the connection from %s is given up: %s", self._peername(), reason)
             self.channel._answer_error(None, error)
             closed = ClosedByUsError(reason)
             closed.__cause__ = error
@@ -554,7 +569,8 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             messages = self._plain.split(payload)
             if messages is not None:  # one of a bundle is bad; the others are fine
                 for message in messages:
-                    self._take_payload(message, is_bundled=True)
+                    if self.channel is not None and self.channel._error is None:  # else one has ended it
+                        self._take_payload(message, is_bundled=True)
                 return
         cause = (
             error
@@ -667,7 +683,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
             sessions: Where who connects anew finds this connection, if we are dialled.
         """
         self._resumption = Resumption(self, redial=redial, sessions=sessions)
-        self._session = self._resumption.session
+        self._session = self._tally = self._resumption.session
 
     def get_tasks(self) -> list[asyncio.Task[None] | None]:
         """Return the tasks that belong to the connection."""

@@ -20,6 +20,7 @@ The reference is the API page of ``aiocoap.tokenmanager``.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -210,7 +211,8 @@ class TokenManager:
         previous = incoming.get(token)
         if previous is not None:
             if not (previous.is_observed and request.opt.observe is not None):
-                self.log.warning("%s has used a token again before its request was answered", remote.hostinfo)
+                text = "%s has used a token again before its request was answered"
+                remote.channel._log(logging.WARNING, text, remote.hostinfo, log=self.log)
             self.stop(remote, token)
         budget = remote.channel._budget
         if len(incoming) >= self.context.limits.requests or not budget.has_room_to_work():

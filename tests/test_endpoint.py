@@ -28,6 +28,7 @@ from aiomas_ng.exceptions import (
     ConnectError,
     SocketPathError,
 )
+from aiomas_ng.faults import Network
 from tests.faults import accept, serve, until
 
 
@@ -154,6 +155,29 @@ async def test_port_0_is_one_port_on_all_addresses(host: str | None) -> None:
             client = await channels.open_connection((loopback, *ports))
             assert await client.send(1) == 1
             await client.close()
+
+
+@pytest.mark.parametrize("host", [None, ""])
+@pytest.mark.parametrize("is_faulty", [False, True])
+async def test_url_without_a_host(monkeypatch: pytest.MonkeyPatch, host: str | None, is_faulty: bool) -> None:
+    """A server on all interfaces that was given no host has the machine's name in its URL, for which it looks
+    once; whoever has that URL reaches it."""
+    asked = []
+
+    def getfqdn() -> str:
+        asked.append(1)
+        return "localhost"
+
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
+    options: dict[str, Any] = {"network": Network(0, applies_to="accepted")} if is_faulty else {}
+    async with await channels.start_server((host, 0), echo, insecure=True, **options) as server:
+        assert server.url == f"tcp://localhost:{server.address.place[1]}/"
+        assert server.url in repr(server)
+        assert server.url == server.url
+        assert len(asked) == 1
+        client = await channels.open_connection(server.url)
+        assert await client.send(1) == 1
+        await client.close()
 
 
 class TwoPorts:

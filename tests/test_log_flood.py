@@ -57,17 +57,19 @@ def complaint(peer: RawPeer, number: int) -> None:
 async def test_flood_is_a_few_lines(
     transport: Transport, caplog: pytest.LogCaptureFixture, send: Any
 ) -> None:
-    """Some lines show what is wrong; of the others the number is told when the connection has ended."""
+    """Some lines show what is wrong, one says that there will be no more, and of the others the number is
+    told when the connection has ended."""
     async with open_raw_client(transport, greets=True) as (peer, channel):
         rpc.RpcClient(channel, Service())
         for number in range(COUNT):
             send(peer, number)
         assert await peer.call(["echo", [1], {}]) == 1
         lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert len(lines) == LOG_LINES
+        assert len(lines) == LOG_LINES + 1
+        assert "counted and not logged" in lines.pop().getMessage()
         peer.close()
         await wait_until(lambda: channel._lost.done())
-        (last,) = caplog.records[LOG_LINES:]
+        (last,) = caplog.records[LOG_LINES + 1 :]
         assert last.levelno == logging.WARNING
         assert f"{COUNT - LOG_LINES} more lines" in last.getMessage()
 
@@ -81,10 +83,11 @@ async def test_next_minute_begins_anew(
         for number in range(COUNT):
             failing_message(peer, number)
         assert await peer.call(["echo", [1], {}]) == 1
-        channel._log_limit._begin -= 60
+        assert channel._limited_log is not None
+        channel._limited_log._limit._begin -= 60
         failing_message(peer, 0)
         assert await peer.call(["echo", [2], {}]) == 2
-        texts = [record.getMessage() for record in caplog.records[LOG_LINES:]]
+        texts = [record.getMessage() for record in caplog.records[LOG_LINES + 1 :]]
         assert len(texts) == 2
         assert "480 more lines" in texts[0]
         assert "one-way call" in texts[1]

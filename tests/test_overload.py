@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,9 +15,10 @@ import msgpack
 import pytest
 
 import aiomas_ng
-from aiomas_ng import channel as channels
 from aiomas_ng import expose, rpc
-from aiomas_ng._io import limited_log, oneways
+from aiomas_ng._core.log_limit import LOG_LINES, LogLimit
+from aiomas_ng._io import limited_log
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng.channel import Limits
 from aiomas_ng.exceptions import (
     ChannelClosedError,
@@ -45,13 +47,6 @@ from tests.faults import (
 )
 
 MIB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def fresh_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no log line of one test keep back that of another."""
-    monkeypatch.setattr(channels, "refusals", limited_log.LimitedLog(channels.logger))
-    monkeypatch.setattr(oneways, "drops", limited_log.LimitedLog(channels.logger))
 
 
 class Service:
@@ -152,11 +147,11 @@ async def test_decoded_size_of_a_reply(transport: Any) -> None:
 
 async def test_connections(transport: Any, caplog: pytest.LogCaptureFixture) -> None:
     """As many connections as allowed are served. The next one is closed, and its calls say why; when one has
-    ended, there is room again."""
+    ended, there is room again. Of very many that are refused the log has the number only."""
     async with open_server(transport, connections=2) as (url, _), open_clients(url, 2) as (first, second):
         assert await first.remote.echo(1) == 1
         assert await second.remote.echo(2) == 2
-        for _ in range(3):
+        for _ in range(LOG_LINES + 5):
             async with open_clients(url, 1) as (third,):
                 with pytest.raises(TooManyConnectionsError, match="2 connections") as caught:
                     await third.remote.echo(3)
@@ -171,7 +166,8 @@ async def test_connections(transport: Any, caplog: pytest.LogCaptureFixture) -> 
                         assert await third.remote.echo(5) == 5
                         break
     lines = [record for record in caplog.records if "is refused" in record.getMessage()]
-    assert len(lines) == 1  # of many
+    assert len(lines) == LOG_LINES
+    assert re.search(r"[5-9] more lines about refused connections to .* were left out", caplog.text)
 
 
 async def test_refused_peer_is_told(transport: Any) -> None:
@@ -795,20 +791,35 @@ async def test_many_deaf_connections(transport: Any) -> None:
 
 
 def test_limited_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many lines the first is written, and the next one after a while says how many were left out."""
+    """Of many lines the first ones are written, and that the others are not; their number comes before the
+    next line after a while, or at the end. A line may go to another logger, and is counted all the same."""
     now = 1000.0
     monkeypatch.setattr(limited_log.time, "monotonic", lambda: now)
-    log = limited_log.LimitedLog(logging.getLogger("tests.overload"), interval=5)
-    assert [log.warning("line %d", number) for number in range(4)] == [True, False, False, False]
+    other = logging.getLogger("tests.other")
+    log = LimitedLog(logging.getLogger("tests.overload"), "us", LogLimit(2, 5))
+    error = ValueError("on purpose")
+    assert log.log(logging.ERROR, "line %d", 0, error=error)
+    assert log.log(logging.WARNING, "line %d", 1, to=other)
+    assert [log.log(logging.WARNING, "line %d", number) for number in (2, 3, 4)] == [False] * 3
     now += 5
-    assert log.warning("line %d", 4)
-    now += 5
-    assert log.warning("line %d", 5)
-    assert [record.getMessage() for record in caplog.records] == [
-        "line 0",
-        "line 4 (and 3 more like this)",
-        "line 5",
+    assert log.log(logging.WARNING, "line %d", 5)
+    log.finish()
+    assert log.log(logging.WARNING, "line %d", 6)
+    assert not log.log(logging.WARNING, "line %d", 7)
+    log.finish()
+    log.finish()
+    further = "further lines about us are counted and not logged, until 5 s after the first one"
+    assert [(record.name[6:], record.getMessage()) for record in caplog.records] == [
+        ("overload", "line 0"),
+        ("other", "line 1"),
+        ("overload", further),
+        ("overload", "3 more lines about us were left out of the log"),
+        ("overload", "line 5"),
+        ("overload", "line 6"),
+        ("overload", further),
+        ("overload", "1 more lines about us were left out of the log"),
     ]
+    assert [record.exc_info is not None for record in caplog.records] == [True] + [False] * 7
 
 
 def test_closed_error_says_that_nothing_was_executed() -> None:

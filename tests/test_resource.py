@@ -16,6 +16,7 @@ from waiting import wait_until
 
 from aiomas_ng import error, linkformat, resource
 from aiomas_ng._coap.site import get_prefix
+from aiomas_ng._core.log_limit import LOG_LINES
 from aiomas_ng.linkformat import Link, LinkFormat
 from aiomas_ng.message import (
     CHANGED,
@@ -225,6 +226,27 @@ async def test_handler_that_raises(shows_errors: bool, caplog: pytest.LogCapture
     assert response.code == Code.INTERNAL_SERVER_ERROR
     assert response.payload == (b"ZeroDivisionError: secret" if shows_errors else b"")
     assert sum("secret" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_very_many_failures(caplog: pytest.LogCaptureFixture) -> None:
+    """Of very many that one peer causes, the log has some, and their number when the peer has gone. Those of
+    another peer are not hidden by them, and each is answered."""
+
+    async def fail(request: Message) -> Message:
+        raise ZeroDivisionError("on purpose")
+
+    def count_tracebacks() -> int:
+        return sum(record.exc_info is not None for record in caplog.records)
+
+    async with served(at("bad", Handlers(get=fail))) as (client, url):
+        for _ in range(LOG_LINES + 5):
+            response = await client.request(Message(GET, uri=url + "bad")).response
+            assert response.code == Code.INTERNAL_SERVER_ERROR
+        assert count_tracebacks() == LOG_LINES
+        async with Context() as other:
+            await other.request(Message(GET, uri=url + "bad")).response
+            assert count_tracebacks() == LOG_LINES + 1
+    assert sum("5 more lines about" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_errors_render_themselves(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import aiomas_ng
 from aiomas_ng import channel as channels
 from aiomas_ng import codecs, rpc
+from aiomas_ng._core.log_limit import LOG_LINES
 from aiomas_ng._core.tls_reasons import ALERT, explain_handshake, is_alert, is_client_hello
 from aiomas_ng._io import tls, tls_handshake
 from aiomas_ng._io.endpoint import as_address
@@ -421,6 +422,57 @@ def test_client_that_hangs_up(
     assert all("ended the connection during the TLS handshake" in line for line in refusals(caplog))
 
 
+def test_very_many_refusals(
+    on_loop: Callable[..., Any], parties: Parties, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of very many that are refused, each with a connection of its own, the log has some; their number comes
+    when the server is closed. Those that another server refuses are not hidden by it."""
+    count = LOG_LINES + 5
+
+    async def hang_up(server: Server) -> None:
+        reader, writer = await asyncio.open_connection(*server.address.place)
+        writer.write(b"\0\0\0\1x")  # no TLS
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async def scenario() -> None:
+        context = parties.context("good", is_server=True)
+        async with (
+            serving(("127.0.0.1", 0), context) as (flooded, _),
+            serving(("127.0.0.1", 0), context) as (other, _),
+        ):
+            for _ in range(count):
+                await hang_up(flooded)
+            assert flooded._entrance is not None
+            while flooded._entrance._tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            before = len(refusals(caplog))
+            await hang_up(other)
+            assert len(refusals(caplog)) == before + 1
+            flooded.close()
+
+    on_loop(scenario())
+    lines = refusals(caplog)
+    assert sum("does not speak TLS" in line for line in lines) == LOG_LINES + 1
+    assert "counted and not logged" in lines[LOG_LINES]
+    assert lines[-1].startswith("5 more lines about refused connections to ")
+
+
+async def test_very_many_without_tls(parties: Parties, caplog: pytest.LogCaptureFixture) -> None:
+    """The same for those who come with TLS to a server that has none."""
+    async with serving(("127.0.0.1", 0), None) as (server, _):
+        for _ in range(LOG_LINES + 5):
+            reader, writer = await asyncio.open_connection(*server.address.place)
+            writer.write(hello(parties))
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+    lines = refusals(caplog)
+    assert sum("this side does not" in line for line in lines) == LOG_LINES
+    assert lines[-1].startswith("5 more lines about refused connections to ")
+
+
 def hello(parties: Parties) -> bytes:
     """Return what a client of TLS begins with."""
     context = parties.context("good", is_server=False)
@@ -572,6 +624,90 @@ def test_mute_server(on_loop: Callable[..., Any], parties: Parties) -> None:
                 await task
 
     on_loop(scenario())
+
+
+@contextlib.asynccontextmanager
+async def held_up(target: tuple[str, int], go: asyncio.Event) -> AsyncIterator[tuple[str, int]]:
+    """Give an address whose connections lead on to *target*; what the client sends is held until *go*."""
+    writers: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_held: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            if is_held:
+                await go.wait()
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def connected(near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
+        reader, writer = await asyncio.open_connection(*target)
+        writers.extend((near_writer, writer))
+        tasks.append(asyncio.create_task(pump(near_reader, writer, True)))
+        tasks.append(asyncio.create_task(pump(reader, near_writer, False)))
+
+    relay = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield relay.sockets[0].getsockname()
+    finally:
+        go.set()
+        relay.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_limit_of_a_handshake(
+    on_loop: Callable[..., Any], parties: Parties, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    """A handshake may take as long as ``Limits.handshake_time`` of either side says, and no longer: one that
+    is held up for less goes on, and one for more is given up then, not before. The other side's limit, and
+    none at all, do not matter."""
+
+    async def connect(seconds: float, pause: float) -> tuple[str | None, float]:
+        """Say why a handshake fails that is held up for *pause*, and how long it has taken."""
+        loop, go = asyncio.get_running_loop(), asyncio.Event()
+        limits = {"client": Limits(handshake_time=float("inf")), "server": Limits(handshake_time=1000)}
+        limits[side] = Limits(handshake_time=seconds)
+        context = parties.context("good", is_server=True)
+        begin = loop.time()
+        async with (
+            serving(("127.0.0.1", 0), context, limits=limits["server"]) as (server, _),
+            held_up(server.address.place, go) as address,
+        ):
+            if pause < seconds:
+                loop.call_later(pause, go.set)
+            context = parties.context("good", is_server=False)
+            try:
+                assert await ping(f"tcp://127.0.0.1:{address[1]}", context, limits=limits["client"]) == "pong"
+            except ConnectError as error:
+                return str(error), loop.time() - begin
+            return None, loop.time() - begin
+
+    async def scenario() -> None:
+        reason, taken = await connect(5, 0.1)
+        assert reason is None
+        assert taken >= 0.1
+        assert not refusals(caplog)
+        reason, taken = await connect(0.1, 5)
+        assert 0.1 <= taken < 5
+        text = f"the {'client' if side == 'server' else 'server'} has not completed the TLS handshake within"
+        where = refusals(caplog) if side == "server" else [str(reason)]
+        assert reason is not None
+        assert any(f"{text} 0.1 s" in line for line in where)
+
+    on_loop(scenario())
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+async def test_no_time_for_a_handshake(parties: Parties, seconds: float) -> None:
+    """A time that is none is refused at once, on both sides."""
+    context = parties.context("good", is_server=True)
+    with pytest.raises(ValueError, match="ssl_handshake_timeout must be > 0"):
+        await channels.start_server(("127.0.0.1", 0), print, ssl=context, ssl_handshake_timeout=seconds)
+    with pytest.raises(ValueError, match="ssl_handshake_timeout must be > 0"):
+        await channels.open_connection(("127.0.0.1", 1), ssl=context, ssl_handshake_timeout=seconds)
 
 
 async def test_cancelled_at_each_point(parties: Parties) -> None:

@@ -437,7 +437,7 @@ async def test_session_says_what_we_take(transport: Any) -> None:
 @pytest.mark.parametrize("sizes", [(1000,), (10_000, 100), (100, 10_000)])
 async def test_announcement_while_something_is_gathered(sizes: tuple[int, ...]) -> None:
     """What was gathered before the peer says how much it takes does not go out as a bundle above that."""
-    protocol, channel, sink = open_protocol()
+    protocol, channel, sink = open_protocol(turn=1000)
     serve(channel, echo)
     receive(protocol, (REQUEST, FIRST_ID, "first"))
     number, before = 1, 0

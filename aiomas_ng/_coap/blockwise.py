@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from aiomas_ng._coap.admission import get_principal, make_denial
+from aiomas_ng._coap.driving import log_about
 from aiomas_ng._coap.remote import Remote
 from aiomas_ng._core.blocks import (
     BERT,
@@ -155,7 +157,7 @@ def assemble(request: Message, context: Context) -> Message:
             get_key(request), block, request.payload, request.opt.size1, context.loop.time()
         )
     except BlockError as error:
-        context.log.warning("%r: %s", request, error)
+        log_about(request, context.log, logging.WARNING, "%r: %s", request, error)
         raise
     if body is None:
         transfers.watch()
@@ -183,7 +185,8 @@ def find_body(request: Message, context: Context) -> Message | None:
             return found
     # A request with a tag may have had a body, which is not there any more either.
     if request.code not in SAFE_METHODS or request.opt.request_tag:
-        context.log.warning("%r asks for a block of a response that is not there", request)
+        text = "%r asks for a block of a response that is not there"
+        log_about(request, context.log, logging.WARNING, text, request)
         raise RequestEntityIncomplete("there is no response of which a further block could be sent")
     return None
 
@@ -224,7 +227,7 @@ class RenderPipe(LinkedPipe):
                 try:
                     response = self._cut(response)
                 except BlockError as error:
-                    context.log.warning("%r: %s", request, error)
+                    log_about(request, context.log, logging.WARNING, "%r: %s", request, error)
                     response = self._render(error)
         self._outlet.add_response(response, event.is_last)
         return True

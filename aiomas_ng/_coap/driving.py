@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,14 @@ from aiomas_ng.message import Message
 if TYPE_CHECKING:
     from aiomas_ng.pipe import Pipe
 
-__all__ = ["CURRENT_DRIVER", "check_response", "get_closer", "render_exception", "run_driving_pipe"]
+__all__ = [
+    "CURRENT_DRIVER",
+    "check_response",
+    "get_closer",
+    "log_about",
+    "render_exception",
+    "run_driving_pipe",
+]
 
 #: The task that :func:`run_driving_pipe` has made, for what runs in it: who closes a connection waits for the
 #: others only.
@@ -114,6 +122,27 @@ def check_response(response: Any) -> None:
         raise ValueError(f"a response must have the code of one, as CONTENT, but {response!r} has {code!r}")
 
 
+def log_about(
+    request: Message, log: Any, level: int, text: str, *args: Any, error: BaseException | None = None
+) -> None:
+    """Log what has to do with a *request*: with all else that its connection has caused, of which very much
+    is only counted. What comes over no connection is always logged.
+
+    Args:
+        request: The request.
+        log: Where it is logged.
+        level: The level.
+        text: What is logged.
+        *args: What is put into *text*.
+        error: Whose traceback is added.
+    """
+    channel = getattr(request.remote, "channel", None)
+    if channel is None:
+        log.log(level, text, *args, exc_info=error)
+    else:
+        channel._log(level, text, *args, log=log, error=error)
+
+
 def render_exception(
     exception: BaseException, request: Message, log: Any, *, has_details: bool = False
 ) -> Message:
@@ -137,7 +166,6 @@ def render_exception(
             return response
         except Exception as failure:
             exception = failure
-    log.error(
-        "an error occurred while %r was worked on: %s", request, describe(exception), exc_info=exception
-    )
+    text = "an error occurred while %r was worked on: %s"
+    log_about(request, log, logging.ERROR, text, request, describe(exception), error=exception)
     return InternalServerError(describe(exception) if has_details else "").to_message()

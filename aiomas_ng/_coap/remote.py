@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aiomas_ng._core import frames
@@ -140,7 +141,8 @@ class Remote:
         try:
             self._send(response.to_compact(token=token, more=more))
         except Exception as error:
-            self._manager.log.error("%r cannot be sent to %s: %s", response, self.hostinfo, error)
+            text, log = "%r cannot be sent to %s: %s", self._manager.log
+            self.channel._log(logging.ERROR, text, response, self.hostinfo, error, log=log)
             text = f": {error}" if isinstance(error, FrameTooLargeError) else ""
             self._send_failure(token, f"the response cannot be sent{text}")
             return False

@@ -24,7 +24,6 @@ __all__ = [
     "NOBODY",
     "AccessAttribute",
     "Policy",
-    "Quota",
     "Rule",
     "StrictAccess",
     "certified",
@@ -502,36 +501,3 @@ def rule_of_resource(resource: Any, name: str = "access") -> Rule | None:
     if declared is None or isinstance(declared, Rule):
         return declared
     return None if callable(declared) else MISDECLARED
-
-
-class Quota:
-    """Says which of many events are logged: so many in a while, of the others only how many there were.
-
-    Args:
-        count: Events that are logged in each while.
-        seconds: How long a while is.
-    """
-
-    __slots__ = ("_begin", "_count", "_seconds", "_used", "left_out")
-
-    def __init__(self, count: int, seconds: float) -> None:
-        self._count = count
-        self._seconds = seconds
-        self._begin = float("-inf")
-        self._used = 0
-        #: Events that were not logged, and not counted in a summary yet.
-        self.left_out = 0
-
-    def take(self, now: float) -> tuple[bool, int]:
-        """Return whether an event at *now* (seconds) is logged, and before it how many were left out: if that
-        is not 0, it is time for a summary."""
-        summary = 0
-        if now - self._begin >= self._seconds:
-            self._begin = now
-            self._used = 0
-            summary, self.left_out = self.left_out, 0
-        if self._used < self._count:
-            self._used += 1
-            return True, summary
-        self.left_out += 1
-        return False, summary

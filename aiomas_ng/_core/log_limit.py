@@ -20,14 +20,15 @@ class LogLimit:
         period: Length of a period, in seconds; the first line after one begins the next.
     """
 
-    __slots__ = ("_begin", "_count", "_left_out", "lines", "period")
+    __slots__ = ("_begin", "_count", "left_out", "lines", "period")
 
     def __init__(self, lines: int = LOG_LINES, period: float = LOG_PERIOD) -> None:
         self.lines = lines
         self.period = period
         self._begin = float("-inf")
         self._count = 0
-        self._left_out = 0
+        #: Lines that were left out since :meth:`collect` was last called.
+        self.left_out = 0
 
     def admit(self, now: float) -> bool:
         """Return whether a line is to be logged.
@@ -41,10 +42,10 @@ class LogLimit:
         self._count += 1
         if self._count <= self.lines:
             return True
-        self._left_out += 1
+        self.left_out += 1
         return False
 
     def collect(self) -> int:
         """Return how many lines were left out since this was last called; to be logged as well."""
-        left_out, self._left_out = self._left_out, 0
+        left_out, self.left_out = self.left_out, 0
         return left_out

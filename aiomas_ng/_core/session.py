@@ -33,7 +33,7 @@ from typing import Any, Final
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng.exceptions import MalformedFrameError, ResumptionError
 
-__all__ = ["ACK_EVERY", "ID_SIZE", "SECRET_SIZE", "Session", "State"]
+__all__ = ["ACK_EVERY", "ID_SIZE", "SECRET_SIZE", "Session", "State", "Tally"]
 
 #: Received bytes after which they are acknowledged. As much is kept at the other end, at least.
 ACK_EVERY: Final = 32 * 1024
@@ -51,6 +51,21 @@ class State(enum.Enum):
     OPEN = "open"
     INTERRUPTED = "interrupted"  #: The transport broke; a new one may come.
     ENDED = "ended"  #: It cannot be taken up, any more or at all.
+
+
+class Tally:
+    """Counts what is received over a connection that is not, or not any more, taken up again; as a
+    :class:`Session` does, but nothing has to be acknowledged.
+
+    Args:
+        received: Bytes received so far.
+    """
+
+    __slots__ = ("ack_at", "received")
+
+    def __init__(self, received: int = 0) -> None:
+        self.received = received
+        self.ack_at = float("inf")
 
 
 class Session:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from aiomas_ng._core.limits import Limits
+from aiomas_ng._io.limited_log import LimitedLog
 
 __all__ = ["Admission"]
 
@@ -16,11 +17,13 @@ class Admission:
 
     Args:
         limits: ``connections`` and ``host_connections`` count.
+        log: For those that are refused, or given up.
     """
 
-    __slots__ = ("_hosts", "_limits", "_members")
+    __slots__ = ("_hosts", "_limits", "_members", "log")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, log: LimitedLog) -> None:
+        self.log = log
         self._limits = limits
         self._members: dict[Hashable, Any] = {}
         self._hosts: collections.Counter[Any] = collections.Counter()

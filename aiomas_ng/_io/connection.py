@@ -12,9 +12,9 @@ from aiomas_ng import codecs
 from aiomas_ng._core.codec_errors import describe, short
 from aiomas_ng._core.exchange import Exchange
 from aiomas_ng._core.identity import Identity
-from aiomas_ng._core.log_limit import LogLimit
 from aiomas_ng._io.expiry import outside_deadlines
 from aiomas_ng._io.job import CURRENT_JOB, Job, pass_on_interrupt
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.listeners import Listeners
 from aiomas_ng._io.principal import Principal, identify
 from aiomas_ng._io.reply import Reply, StreamState
@@ -68,7 +68,7 @@ class Connection:
         self._budget = protocol.budget
         self._exchange = Exchange(self._limits.calls, self._budget)
         self._error: ChannelClosedError | None = None  # why the connection has ended
-        self._log_limit = LogLimit()
+        self._limited_log: LimitedLog | None = None  # made for the first line
         self._lost = loop.create_future()
         self._lost_callbacks: list[Callable[[ChannelClosedError], None]] = []
         self._closing: str | None = None  # why we take no new requests any more
@@ -325,19 +325,13 @@ class Connection:
         level: int,
         text: str,
         *args: Any,
-        log: logging.Logger = logger,
+        log: logging.Logger | logging.LoggerAdapter[Any] = logger,
         error: BaseException | None = None,
     ) -> None:
         """Log what the peer has caused; of very many such lines, their number only."""
-        if self._log_limit.admit(self._loop.time()):
-            self._log_left_out(log)
-            log.log(level, text, *args, exc_info=error)
-
-    def _log_left_out(self, log: logging.Logger = logger) -> None:
-        count = self._log_limit.collect()
-        if count:
-            peer = self._protocol._peername()
-            log.warning("%d more lines about %s were left out of the log", count, peer)
+        if self._limited_log is None:
+            self._limited_log = LimitedLog(logger, self._protocol._peername())
+        self._limited_log.log(level, text, *args, error=error, to=log)
 
     def _fail_call(self, call: Reply | StreamState | None, error: BaseException) -> None:
         if call is None:
@@ -351,6 +345,7 @@ class Connection:
 
     def _connection_lost(self) -> None:
         self._stop_watching()
-        self._log_left_out()
+        if self._limited_log is not None:
+            self._limited_log.finish()
         if not self._lost.done():
             self._lost.set_result(None)

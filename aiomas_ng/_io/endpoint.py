@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from aiomas_ng import local_queue
-from aiomas_ng._core.addresses import Address, parse_host_port, parse_url
+from aiomas_ng._core.addresses import Address, parse_host_port, parse_url, tcp_url
 from aiomas_ng._io.closing import GRACE, check_grace
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.expiry import bounded, outside_deadlines
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.tls import Entrance, Threshold, secure_client
 from aiomas_ng._io.tls_handshake import TLSSettings
 from aiomas_ng.exceptions import (
@@ -200,20 +201,25 @@ class Server:
     ) -> None:
         self._server = server
         self._address = address
+        self._url: str | None = None  # to find the name of a machine may take a while
         self._socket_file = (
             socket_file  # path and inode of a Unix socket, to remove it only if it is still ours
         )
         self._closed = server.get_loop().create_future()
         self._connections: set[ChannelProtocol] = set()
         self._entrance: Entrance | None = None  # where clients have to agree on TLS first
+        self._log: LimitedLog | None = None  # for those that are refused
 
     def __repr__(self) -> str:
         return f"<Server at {self.url}{'' if self.is_serving() else ', not serving'}>"
 
     @property
     def url(self) -> str:
-        """The server's base URL; with port 0 it has the port that was given by the system."""
-        return self._address.url
+        """The server's base URL; with port 0 it has the port that was given by the system, and with the host
+        ``None`` or ``''`` the name of this machine."""
+        if self._url is None:
+            self._url = _get_url(self._address)
+        return self._url
 
     @property
     def address(self) -> Address:
@@ -252,6 +258,8 @@ class Server:
         self._server.close()
         if self._entrance is not None:
             self._entrance.close()
+        if self._log is not None:
+            self._log.finish()
         if self._socket_file is not None:
             path, inode = self._socket_file
             with contextlib.suppress(OSError):
@@ -312,6 +320,7 @@ async def listen(
     loop: asyncio.AbstractEventLoop,
     insecure: bool = False,
     network: Network | None = None,
+    log: LimitedLog | None = None,
     **kwds: Any,
 ) -> Server:
     """Listen on *addr*; the *factory* is given the set that the server keeps its connections in.
@@ -322,6 +331,7 @@ async def listen(
         loop: The event loop.
         insecure: To listen on all interfaces without TLS is meant, and needs no warning.
         network: What the connections go through.
+        log: For those that are refused; by default one of its own.
         **kwds: Options of the loop.
 
     Raises:
@@ -330,6 +340,7 @@ async def listen(
         AddressInUseError: Somebody listens there already.
     """
     target = as_address(addr)
+    log = log or LimitedLog(logger, f"refused connections to {addr}")
     connections: set[ChannelProtocol] = set()
 
     def make_protocol() -> ChannelProtocol:
@@ -339,11 +350,11 @@ async def listen(
     address = address_of(target)
     make: Callable[[], Any] = make_protocol
     if network is not None:
-        make = network._accept(lambda: address.url, make)
+        make = network._accept(lambda: _get_url(address), make)
     if not isinstance(target, local_queue.LocalQueue):
         settings = TLSSettings.pop(kwds, None)
         if settings is not None:
-            make = entrance = Entrance(settings, make, loop)
+            make = entrance = Entrance(settings, make, loop, log)
     try:
         with outside_deadlines():  # what is accepted has the context that the server was made in
             server, address, socket_file = await _listen(target, make, loop, kwds)
@@ -356,6 +367,7 @@ async def listen(
     result = Server(server, address, socket_file)
     result._connections = connections
     result._entrance = entrance
+    result._log = log
     if settings is None and not insecure and _is_on_all_interfaces(result):
         logger.warning(
             "listening on all interfaces without TLS, at port %s: whoever can reach this machine can use "
@@ -384,6 +396,13 @@ async def _listen(
         return server, Address("ipc", target), (target, os.stat(target).st_ino)
     server, port = await _listen_tcp(factory, target, loop, kwds)
     return server, Address("tcp", (target[0], port)), None
+
+
+def _get_url(address: Address) -> str:
+    """Return the base URL of a server at *address*, by the name of this machine if there is no host."""
+    if isinstance(address.place, tuple) and not address.place[0]:
+        return tcp_url(socket.getfqdn(), address.place[1])
+    return address.url
 
 
 def _is_on_all_interfaces(server: Server) -> bool:

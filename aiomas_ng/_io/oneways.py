@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 from typing import TYPE_CHECKING, Final
 
+from aiomas_ng._core.log_limit import LogLimit
 from aiomas_ng._io.connection import logger
 from aiomas_ng._io.limited_log import LimitedLog
 
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from aiomas_ng._io.answerer import Answerer
     from aiomas_ng._io.job import Job
 
-__all__ = ["Oneways", "drops"]
+__all__ = ["Oneways"]
 
-drops: Final = LimitedLog(logger)
+#: Seconds between two lines that say that messages are dropped; the peer is told as often.
+DROP_PERIOD: Final = 5.0
 
 
 class Oneways:
@@ -31,12 +34,13 @@ class Oneways:
         channel: The connection.
     """
 
-    __slots__ = ("_channel", "_has_waited_in_vain", "_timer", "jobs")
+    __slots__ = ("_channel", "_has_waited_in_vain", "_log", "_timer", "jobs")
 
     def __init__(self, channel: Answerer) -> None:
         self._channel = channel
         self._timer: asyncio.TimerHandle | None = None
         self._has_waited_in_vain = False  # to read nothing did not help
+        self._log: LimitedLog | None = None  # of drops; made for the first one
         #: In their order; each is counted in the budget as something that waits.
         self.jobs: collections.deque[Job] = collections.deque()
 
@@ -60,10 +64,14 @@ class Oneways:
 
     def note_drop(self) -> bool:
         """Log that one has been dropped; return whether it is time to tell the peer as well."""
-        return drops.warning(
+        peer = self._channel._protocol._peername()
+        if self._log is None:
+            self._log = LimitedLog(logger, f"dropped one-way messages from {peer}", LogLimit(1, DROP_PERIOD))
+        return self._log.log(
+            logging.WARNING,
             "one-way messages from %s are dropped: %d wait for room to be worked on, and to read nothing "
             "more does not help, as what we work on may wait for the peer",
-            self._channel._protocol._peername(),
+            peer,
             len(self.jobs),
         )
 
@@ -83,6 +91,8 @@ class Oneways:
 
     def close(self) -> None:
         """Drop all of them."""
+        if self._log is not None:
+            self._log.finish()
         if self._timer is not None:
             self._timer.cancel()
         self._channel._budget.leave(self.begin)
@@ -101,7 +111,8 @@ class Oneways:
         do: then it would be for ever.
         """
         if self._timer is None:
-            drops.warning(
+            self._channel._log(
+                logging.WARNING,
                 "%d one-way messages from %s wait for room to be worked on: nothing more is read until "
                 "there is some",
                 count,

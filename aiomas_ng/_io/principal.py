@@ -14,21 +14,17 @@ import reprlib
 import socket
 import struct
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiomas_ng._core.access import Policy, Quota, Rule
+from aiomas_ng._core.access import Policy, Rule
 from aiomas_ng._core.identity import SELF, Identity, make_identity
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng.exceptions import AccessDeniedError
 
 __all__ = ["CURRENT_PRINCIPAL", "Principal", "allow_caller", "identify", "make_own_principal"]
 
 logger = logging.getLogger("aiomas_ng.access")
-
-#: Denials of one connection that are logged in :data:`LOG_SECONDS`; of the others, how many there were.
-LOG_COUNT: Final = 10
-LOG_SECONDS: Final = 60.0
 
 #: Characters of a path in the log.
 MAX_PATH: Final = 200
@@ -60,8 +56,8 @@ class Principal:
         "_forwarded",
         "_is_self",
         "_label",
+        "_log",
         "_policy",
-        "_quota",
         "_shown",
         "_verdicts",
         "_version",
@@ -73,7 +69,7 @@ class Principal:
         self._bound: Rule | None = None  # the outermost rule
         self._effective = identity
         self._label = label
-        self._quota: Quota | None = None  # says which denials are logged
+        self._log: LimitedLog | None = None  # of denials; made for the first one
         self._policy: Policy | None = None
         self._version = 0
         self._verdicts: dict[Rule, bool] = {}
@@ -183,29 +179,17 @@ class Principal:
 
     def note_denial(self, what: str) -> None:
         """Log that the peer was denied *what*, unless there were too many lines about it already."""
-        if self._quota is None:
-            self._quota = Quota(LOG_COUNT, LOG_SECONDS)
-        is_logged, left_out = self._quota.take(time.monotonic())
-        if left_out:
-            self._summarize(left_out)
-        if is_logged:
-            logger.warning("denied %s: %s", self._describe(), _repr.repr(what))
-        elif self._quota.left_out == 1:
-            logger.warning(
-                "denied %s many times; further ones are counted for a while, and not logged", self._describe()
-            )
-
-    def _summarize(self, count: int) -> None:
-        logger.warning("denied %s %d more times meanwhile", self._describe(), count)
+        if self._log is None:
+            self._log = LimitedLog(logger, f"what {self._describe()} was denied")
+        self._log.log(logging.WARNING, "denied %s: %s", self._describe(), _repr.repr(what))
 
     def _describe(self) -> str:
         return str(self._shown) if not self._label else f"{self._shown} ({self._label})"
 
     def close(self) -> None:
         """The connection has ended: log what is left to be said."""
-        if self._quota is not None and self._quota.left_out:
-            count, self._quota.left_out = self._quota.left_out, 0
-            self._summarize(count)
+        if self._log is not None:
+            self._log.finish()
         if self._forwarded is not None:
             self._forwarded.close()
 

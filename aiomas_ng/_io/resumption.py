@@ -26,7 +26,7 @@ from aiomas_ng._core import frames
 from aiomas_ng._core.codec_errors import short
 from aiomas_ng._core.framing import HEADER
 from aiomas_ng._core.limits import Limits
-from aiomas_ng._core.session import ID_SIZE, SECRET_SIZE, Session, State
+from aiomas_ng._core.session import ID_SIZE, SECRET_SIZE, Session, State, Tally
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
 from aiomas_ng._io.session_transport import SessionTransport, feed
 from aiomas_ng.exceptions import ClosedByPeerError, ConnectError, ResumptionError, SessionLostError
@@ -184,7 +184,7 @@ class Resumption:
         if self._sessions is not None and session.id:
             self._sessions.remove(session.id)
         session.end()
-        self._protocol._received = session.received
+        self._protocol._tally = Tally(session.received)
         self._stop()
         self.transport.bypass()
         self._protocol._session = None

@@ -12,12 +12,13 @@ line. Nothing of a channel exists before the peer is known.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiomas_ng._core.tls_reasons import explain_handshake
-from aiomas_ng._io.connection import logger
+from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.tls_handshake import Attempt, TLSSettings
 from aiomas_ng.exceptions import ConnectError, TLSError
 
@@ -189,17 +190,24 @@ class _EndedTransport(asyncio.Transport):
 
 
 class Entrance:
-    """Lets clients in that TLS has been agreed on with; the others leave one line in the log.
+    """Lets clients in that TLS has been agreed on with; the others leave one line each in the log, as far as
+    there are not too many.
 
     Args:
         settings: How to agree.
         factory: Makes the protocol of a channel.
         loop: The event loop.
+        log: For those that are refused.
     """
 
     def __init__(
-        self, settings: TLSSettings, factory: ProtocolFactory, loop: asyncio.AbstractEventLoop
+        self,
+        settings: TLSSettings,
+        factory: ProtocolFactory,
+        loop: asyncio.AbstractEventLoop,
+        log: LimitedLog,
     ) -> None:
+        self._log = log
         self._settings = settings
         self._factory = factory
         self._loop = loop
@@ -219,7 +227,8 @@ class Entrance:
             # Each holds some 300 KB, and whoever can reach the port can begin one.
             if not self._is_crowded:
                 self._is_crowded = True
-                logger.warning("refusing connections: %d TLS handshakes are under way", MAX_HANDSHAKES)
+                text = "refusing connections: %d TLS handshakes are under way"
+                self._log.log(logging.WARNING, text, MAX_HANDSHAKES)
             threshold.transport.abort()
             return
         self._is_crowded = False
@@ -238,7 +247,7 @@ class Entrance:
             if not is_logged:
                 is_logged = True
                 reason = _describe_failure(error, "client", self._settings.handshake_time)
-                logger.warning("refused the connection from %s: %s", peer, reason)
+                self._log.log(logging.WARNING, "refused the connection from %s: %s", peer, reason)
 
         try:
             transport = await threshold.secure(self._settings, self._loop, is_server=True, refused=refused)

@@ -12,12 +12,11 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, Self
 
+from aiomas_ng._core.limits import DEFAULT_LIMITS
 from aiomas_ng._core.tls_reasons import ALERT, has_no_tls
 
-__all__ = ["HANDSHAKE_TIME", "Attempt", "TLSSettings"]
+__all__ = ["Attempt", "TLSSettings"]
 
-#: Seconds that a handshake may take.
-HANDSHAKE_TIME: Final = 10.0
 #: Seconds that a peer is given to read why it is refused, before the connection is reset.
 LINGER_TIME: Final = 1.0
 #: Stand-ins for a context that are kept for the next connections.
@@ -64,11 +63,13 @@ class TLSSettings:
         """Take the settings out of *kwds*; return ``None`` if there is to be no TLS.
 
         Args:
-            kwds: Options of ``create_connection`` or ``create_server``.
+            kwds: Options of ``create_connection`` or ``create_server``. Without ``ssl_handshake_timeout`` it
+                is the default of ``Limits.handshake_time``.
             host: The host that is connected to, ``None`` for servers.
 
         Raises:
             TypeError: ``ssl`` is no context.
+            ValueError: ``ssl_handshake_timeout`` is not positive.
         """
         names = ("ssl", "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
         context, hostname, handshake_time, shutdown_time = (kwds.pop(name, None) for name in names)
@@ -80,7 +81,11 @@ class TLSSettings:
             raise TypeError(f"ssl must be an ssl.SSLContext but is {context!r}")
         if hostname is None:
             hostname = host
-        return cls(context, hostname or None, handshake_time or HANDSHAKE_TIME, shutdown_time)
+        if handshake_time is None:
+            handshake_time = DEFAULT_LIMITS.handshake_time
+        if not handshake_time > 0:  # the loops would say so at each connection
+            raise ValueError(f"ssl_handshake_timeout must be > 0 but is {handshake_time!r}")
+        return cls(context, hostname or None, handshake_time, shutdown_time)
 
 
 class Attempt:

@@ -6,7 +6,6 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from aiomas_ng._core.tls_reasons import NO_TLS, explain_handshake, is_alert, is_client_hello
-from aiomas_ng._io.connection import logger
 from aiomas_ng.exceptions import ClosedByPeerError, ClosedByUsError, MalformedFrameError, TLSRefusedError
 
 if TYPE_CHECKING:
@@ -29,7 +28,8 @@ def refuse_mistaken(channel: Channel, data: bytes) -> None:
             TLSRefusedError(f"{channel._protocol._peername()}: {ONE_SIDED}; give it certificates (ssl=...)")
         )
         return
-    logger.warning("refused the connection from %s: %s", channel._protocol._peername(), ONE_SIDED)
+    protocol = channel._protocol
+    protocol._log_refusal("refused the connection from %s: %s", protocol._peername(), ONE_SIDED)
     # Whatever it is, it is no TLS, so that the peer knows at once and does not wait on.
     channel._answer_error(None, MalformedFrameError(f"{ONE_SIDED}: {NO_TLS}"))
     channel._set_error(ClosedByUsError(ONE_SIDED))

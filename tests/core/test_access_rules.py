@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiomas_ng import access
-from aiomas_ng._core.access import Quota, check_class
+from aiomas_ng._core.access import check_class
 from aiomas_ng._core.identity import SELF, Identity
 from aiomas_ng.access import (
     EVERYBODY,
@@ -255,35 +254,3 @@ def test_a_class_may_use_the_name_for_a_method() -> None:
     check_class(type("Battery", (), {}))
     with pytest.raises(TypeError, match="no property"):
         check_class(type("Battery", (), {"access": property(lambda self: NOBODY)}))
-
-
-# -- The log ---------------------------------------------------------------------------------------
-
-
-@given(
-    st.integers(1, 5),
-    st.lists(st.floats(0, 30, allow_nan=False), max_size=60),
-)
-def test_quota(count: int, pauses: list[float]) -> None:
-    """In a while no more than so many are logged; all are either logged or counted."""
-    quota = Quota(count, 10.0)
-    now, logged, counted, times = 0.0, 0, 0, []
-    for pause in pauses:
-        now += pause
-        is_logged, left_out = quota.take(now)
-        logged += is_logged
-        counted += left_out
-        if is_logged:
-            times.append(now)
-        assert left_out == 0 or is_logged
-    assert logged + counted + quota.left_out == len(pauses)
-    assert not pauses or times
-    for begin in times:
-        # Two whiles may meet.
-        assert sum(begin <= time < begin + 10.0 for time in times) <= 2 * count
-
-
-def test_everything_public_is_there() -> None:
-    """Each name in ``__all__`` exists."""
-    for name in access.__all__:
-        assert hasattr(access, name)
