@@ -231,10 +231,10 @@ class Context(Verbs):
         loggername: str = "coap-server",
         loop: asyncio.AbstractEventLoop | None = None,
         _ssl_context: Any = None,
-        insecure: bool = False,
         multicast: Iterable[Any] = (),
         server_credentials: Any = None,
         transports: Iterable[str] | None = None,
+        insecure: bool = False,
         **kwds: Any,
     ) -> Self:
         """Return a context that answers requests, and may also send some.

@@ -123,6 +123,7 @@ class Soak:
             blackhole_after=faults.Exponential(2_000_000),
             blackhole_for=(0.1, 2.0),
             connect_time=2.0,
+            log_size=1000,  # what it keeps by default would look like a leak
         )
         self.workers: list[Worker] = []
         self.is_held = False
