@@ -330,7 +330,9 @@ class RpcClient:
 
     def _handle(self, msg_id: int | str | None, content: Any) -> None:
         """Run the function that a request names, and answer."""
-        channel, token = self._channel, CURRENT_PRINCIPAL.set(self._principal)
+        channel, principal = self._channel, self._principal
+        # For a bundle it has been set once.
+        token = None if CURRENT_PRINCIPAL.get() is principal else CURRENT_PRINCIPAL.set(principal)
         try:
             if len(content) != 3 or get_deadline() is not self._bound_by:
                 self._handle_apart(msg_id, content)
@@ -343,12 +345,13 @@ class RpcClient:
             if path is None and msg_id is not None:
                 answer_batch(channel, self._router, msg_id, args)
                 return
-            result = self._router.resolve(path, self._principal)(*args, **kwargs)
+            result = self._router.resolve(path, principal)(*args, **kwargs)
         except BaseException as error:  # even CancelledError: the function has it from some other future
             self._call_failed(msg_id, content, error)
             return
         finally:
-            CURRENT_PRINCIPAL.reset(token)
+            if token is not None:
+                CURRENT_PRINCIPAL.reset(token)
         channel._settle(msg_id, result, path)
 
     def _handle_apart(self, msg_id: int | str | None, content: Any) -> None:
