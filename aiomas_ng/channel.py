@@ -46,6 +46,7 @@ from aiomas_ng._io.job import is_awaitable, pass_on_interrupt
 from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.reply import Reply, ReplyStream
 from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
+from aiomas_ng._io.returning import Returning, wait_for_return
 from aiomas_ng._io.turns import Messages, Turns
 from aiomas_ng._io.writer import FrameWriter
 from aiomas_ng.exceptions import (
@@ -327,6 +328,7 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         self._parser = FrameParser(limits.frame_size)
         self._connections: set[ChannelProtocol] | None = None
         self._admission: Admission | None = None
+        self._returning: Returning | None = None  # if there was no room for it
         self._turns = Turns(self, limits.turn, loop)
         self._frame_watch = FrameWatch(self._parser, limits, loop, self._is_read, self._give_up_frame)
         # Both are found once for a connection, and not once for a frame.
@@ -350,8 +352,11 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self._admission is not None:
             reason = self._admission.admit(self, transport.get_extra_info("peername"))
             if reason is not None:
-                self._log_refusal("the connection from %s is refused: %s", self._peername(), reason)
-                self.channel._refuse_connection(reason)
+                self._returning = wait_for_return(self, reason)
+                if self._returning is None:
+                    self.refuse_connection(reason)
+                elif self._connections is not None:
+                    self._connections.add(self)
                 return
         self.heartbeat = begin_heartbeat(self.channel, wire, self.liveness)
         if self._connections is not None:
@@ -366,6 +371,17 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         else:
             if is_awaitable(result):
                 self._callback_task = self._loop.create_task(self._run_callback(result))
+
+    def refuse_connection(self, reason: str) -> None:
+        """There is no room for the connection: close it."""
+        self._log_refusal("the connection from %s is refused: %s", self._peername(), reason)
+        assert self.channel is not None
+        self.channel._refuse_connection(reason)
+
+    def stop_waiting_for_return(self) -> None:
+        """The server has stopped listening: nobody returns any more."""
+        if self._returning is not None:
+            self._returning.refuse()
 
     async def _run_callback(self, result: Awaitable[Any]) -> None:
         try:
@@ -549,7 +565,12 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
     def _is_read(self) -> bool:
         if self.channel is None or self._turns.waiting or not self.channel._is_reading:
             return False
-        return self._resumption is None or not self._resumption.is_interrupted
+        return not self.is_interrupted
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the transport broke, and another one may come."""
+        return self._resumption is not None and self._resumption.is_interrupted
 
     def _give_up_frame(self, reason: str) -> None:
         if self.channel is not None and self.channel._error is None:
@@ -638,9 +659,12 @@ class ChannelProtocol(FrameWriter, asyncio.Protocol):
         if self.channel is None or self.channel._error is not None:
             return False
         resumption.interrupt(self._lost_error(exc).reason)
+        return True
+
+    def interrupted(self) -> None:
+        """The connection has no transport any more, and may get another one."""
         if self._admission is not None:
             self._admission.leave(self)
-        return True
 
     def resumed(self, wire: Any) -> None:
         """The connection goes on with the transport *wire*."""

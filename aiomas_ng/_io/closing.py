@@ -97,6 +97,11 @@ class Closer(Caller, Answerer):
             self._protocol.stop_resuming()
         self._serve(self._refuse)
 
+    def _resumed(self) -> None:
+        super()._resumed()
+        if self._closing is not None and self._knows_close:
+            self._protocol.stop_resuming()  # CLOSE, which had to wait, is on its way
+
     def _refuse(self, msg_id: int | str | None, content: Any) -> None:
         """Take a request that has come too late; in place of the handler."""
         if msg_id is not None:

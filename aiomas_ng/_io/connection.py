@@ -214,6 +214,9 @@ class Connection:
             self._stop_watching()
 
     def _stalled(self) -> None:
+        if self._protocol.is_interrupted:
+            self._watch(self._limits.stall_time, self._stalled)  # nothing can move, and that has a time limit
+            return
         text = f"neither side read for {self._limits.stall_time} s"
         self._abort(text, ConnectionStalledError(text))
 

@@ -193,8 +193,8 @@ class Dispatcher(Closer):
         elif msg_type == frames.SESSION:
             self._take_session(content)
         elif msg_type == frames.CLOSE:
-            self._protocol.peer_closes()
             self._take_close(content)
+            self._protocol.peer_closes()
 
     def _take_acknowledgement(self, count: Any) -> None:
         """The peer has said how much it has received, or nothing (``None``)."""

@@ -258,6 +258,8 @@ class Server:
         self._server.close()
         if self._entrance is not None:
             self._entrance.close()
+        for protocol in list(self._connections):
+            protocol.stop_waiting_for_return()
         if self._log is not None:
             self._log.finish()
         if self._socket_file is not None:

@@ -52,6 +52,8 @@ class Oneways:
     def put(self, job: Job) -> bool:
         """Let *job* wait; return whether it may."""
         channel = self._channel
+        if channel._error is not None:
+            return False  # its handler has closed the connection
         count, most = len(self.jobs) + 1, channel._limits.oneways
         if count >= most and not self._has_waited_in_vain and not channel._is_waiting():
             self._stop_reading(count)

@@ -33,6 +33,7 @@ from aiomas_ng.exceptions import ClosedByPeerError, ConnectError, ResumptionErro
 from aiomas_ng.liveness import ConnectionState
 
 if TYPE_CHECKING:
+    from aiomas_ng._io.returning import Returning
     from aiomas_ng.channel import ChannelProtocol
 
 __all__ = ["Redial", "Resumption", "Sessions", "hand_over"]
@@ -64,6 +65,10 @@ class Sessions:
         self.limits = limits
         self._known: dict[str, Resumption] = {}
         self._broken: dict[str, Resumption] = {}  # in the order in which they broke
+        self.returning: set[Returning] = set()  #: Connections beyond the limit, which may take up one.
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def add(self, session_id: str, resumption: Resumption) -> None:
         """Remember a session."""
@@ -227,6 +232,7 @@ class Resumption:
         assert channel is not None
         logger.info("%s: %s; it may be taken up again", protocol._peername(), reason)
         channel._interrupted()
+        protocol.interrupted()
         if session.is_dialler:
             # In a context of its own: no deadline of who happened to connect first holds for it.
             self.task = loop.create_task(self._dial(), context=contextvars.Context())
@@ -266,7 +272,9 @@ class Resumption:
         refused_since: float | None = None
         pause = FIRST_PAUSE
         reason = f"no answer within {grace:g} s"
-        while self.session.state is State.INTERRUPTED:
+        task = asyncio.current_task()
+        # Another one is in charge if an answer came just as the time was up, and then the next break.
+        while self.session.state is State.INTERRUPTED and self.task is task:
             now = loop.time()
             if now >= deadline:
                 self._fail_dialling(reason)
@@ -330,14 +338,15 @@ class Resumption:
             head: Is written to it first.
             rest: What it has received after its first frame.
         """
-        session, protocol = self.session, self._protocol
+        session, protocol, channel = self.session, self._protocol, self._protocol.channel
+        assert channel is not None
+        was_paused = protocol.is_paused
         old = self.transport.detach()
         if old is not None:
             # It seemed to be there still, and the peer knows better.
             old.abort()
-            assert protocol.channel is not None
-            protocol.channel._interrupted()
-            protocol.resume_writing()
+            channel._interrupted()
+            protocol.write_held()  # is kept by the session; nobody else is told yet
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -349,9 +358,10 @@ class Resumption:
             wire.write(head)
         session.resume(wire.write)
         protocol.check_room()
-        assert protocol.channel is not None
         logger.info("%s: the connection was taken up again", protocol._peername())
-        protocol.channel._resumed()
+        channel._resumed()
+        if was_paused and not protocol.is_paused:
+            channel._writing_resumed()
         feed(self.transport, rest)
 
     def answered(self, wire: Any, answer: Any, rest: bytes) -> None:
@@ -375,6 +385,7 @@ class _Handshake(asyncio.Protocol):
     def __init__(self, resumption: Resumption) -> None:
         self._resumption = resumption
         self._received = b""
+        self._skip = 0  # bytes of a frame that is too large for an answer
         self._wire: Any = None
         self.answered: asyncio.Future[None] = resumption._protocol._loop.create_future()
 
@@ -388,13 +399,18 @@ class _Handshake(asyncio.Protocol):
         transport.write(_frame(resumption._protocol, request))
 
     def data_received(self, data: bytes) -> None:
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
         self._received += data
         while not self.answered.done() and len(self._received) >= HEADER.size:
             size = HEADER.unpack_from(self._received)[0]
-            if size > ANSWER_SIZE:
-                self._fail(ResumptionError(f"the peer answered with a frame of {size} bytes"))
-                return
             end = HEADER.size + size
+            if size > ANSWER_SIZE:  # as what the server says to whoever connects may be
+                self._skip = max(0, end - len(self._received))
+                self._received = self._received[end:]
+                continue
             if len(self._received) < end:
                 return
             payload, self._received = self._received[HEADER.size : end], self._received[end:]
@@ -470,8 +486,10 @@ def hand_over(protocol: ChannelProtocol, request: Any) -> None:
         channel._set_error(ClosedByPeerError(f"the peer wanted to take up another connection: {error}"))
         return
     head = _frame(protocol, {"version": frames.WIRE_VERSION, "resumed": answer})
+    protocol.write_all()  # or the answer might get into the midst of a frame
     own.give_up()
     wire = own.transport.detach()
+    own.transport.bypass()  # what this connection still writes is not for the earlier one
     earlier.take_over(wire, head)
     channel._set_error(ClosedByPeerError("the peer goes on with an earlier connection"))
 

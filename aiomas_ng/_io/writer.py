@@ -198,13 +198,17 @@ class FrameWriter:
         """Close the transport, which goes on to write what there is to write."""
         is_closing = self.transport.is_closing()
         if not is_closing:
-            self.flush()
-            while self._held:
-                self._write_held()
+            self.write_all()
         self._gathered.clear()
         self._held.clear()
         if not is_closing:  # one of asyncio with TLS cannot be asked for anything when it is closed twice
             self.transport.close()
+
+    def write_all(self) -> None:
+        """Give the transport all that waits, whether it has room or not."""
+        self.flush()
+        while self._held:
+            self._write_held()
 
     def get_unsent_size(self) -> int:
         """Return the number of bytes that wait to be sent."""
@@ -223,6 +227,10 @@ class FrameWriter:
 
     def resume_writing(self) -> None:
         """The transport's buffer has emptied: go on, first with what was held back meanwhile."""
+        self.write_held()
+
+    def write_held(self) -> None:
+        """Write what was held back, as far as the transport takes it; those who wait for room go on."""
         self._is_blocked = False
         while self._held:
             self._write_held()
