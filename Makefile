@@ -11,7 +11,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installations into one environment at the same time would get in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test bench growth fuzz lint format docs tox build clean
+.PHONY: help demo test bench growth fuzz endure lint format docs tox build clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,16 @@ growth: $(STAMPS)/bench  ## Measure how costs grow with agents, connections and 
 fuzz: $(STAMPS)/fuzz  ## Attack every entry with ten million bytes; options go into ARGS="--bytes ..."
 	@for entry in channel rpc messages session; do \
 		$(BIN)/python -m tests.fuzzing $$entry --quiet $(ARGS) || exit 1; done
+
+# Some 25 minutes, half of them for the soak. What it compares is exact only where little else runs.
+endure: $(STAMPS)/blosc,cbor,demo,numpy,test,uvloop  ## Endure cuts, blackholes, kills, nesting, overload and a soak
+	$(BIN)/python -m tests.core.test_session
+	$(BIN)/python -m tests.endurance.cuts
+	$(BIN)/python -m tests.endurance.cuts --blackholes --messages 200
+	$(BIN)/python -m tests.endurance.killed
+	$(BIN)/python -m tests.endurance.nested
+	$(BIN)/python -m tests.endurance.overload --connections 10000
+	$(BIN)/python -m tests.endurance.soak
 
 # To renew what the documentation shows (some 6 minutes, and 2 for growth, on a machine that does nothing else):
 #   make bench growth ARGS="--output docs/_speed"
