@@ -18,6 +18,7 @@ from aiomas_ng import Agent, Container, rpc
 from aiomas_ng._container import ending
 from aiomas_ng.error import ObservationCancelled
 from aiomas_ng.exceptions import (
+    AgentNotFoundError,
     ChannelClosedError,
     ClosedByPeerError,
     ClosedByUsError,
@@ -584,6 +585,45 @@ async def test_hooks_of_all_kinds(
     assert len(failures) == 4
     assert all(record.exc_info for record in failures)
     assert len([record for record in caplog.records if "took too long" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("turns", [*range(12), 100])
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_removed_while_the_container_ends(turns: int, is_plain: bool) -> None:
+    """However the removal of agents and the end of their container fall together, each ``on_stop`` is run
+    once, and both wait for it. An agent that removes itself in it waits for nothing."""
+    begun: list[Any] = []
+    ended: list[Any] = []
+
+    class Waiting(Agent):
+        async def on_stop(self) -> None:
+            begun.append(self)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            with contextlib.suppress(AgentNotFoundError):
+                await self.container.remove_agent(self)
+            ended.append(self)
+
+    class Plain(Agent):
+        def on_stop(self) -> None:
+            begun.append(self)
+            ended.append(self)
+
+    async def remove(agent: Agent) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with contextlib.suppress(AgentNotFoundError):
+            await container.remove_agent(agent)
+            assert agent in ended
+
+    container = await Container.create(("127.0.0.1", 0), as_coro=True)
+    agents = [(Plain if is_plain else Waiting)(container) for _ in range(3)]
+    removals = [asyncio.create_task(remove(agent)) for agent in agents[1:]]
+    async with asyncio.timeout(5):
+        await container.shutdown(as_coro=True)
+        assert len(ended) == 3
+        await asyncio.gather(*removals)
+    assert sorted(begun, key=agents.index) == agents
 
 
 async def test_many_agents_with_hooks(transport: Transport) -> None:

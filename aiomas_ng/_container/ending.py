@@ -173,7 +173,9 @@ class Ending:
         for aid, agent in list(container.agents.dict.items()):
             if self._is_hurried:
                 break
-            rest = container._hooks.begin_stop(aid, agent)
+            if container.agents.dict.get(aid) is not agent and not container._hooks.is_stopping(aid, agent):
+                continue  # it was removed while others were ended
+            rest = container._hooks.begin_stop(aid, agent, is_kept=True)
             if rest is None:
                 continue
             task = self._loop.create_task(_as_coroutine(rest), name=f"on_stop of {agent}")
@@ -185,6 +187,7 @@ class Ending:
             if not self._is_hurried:
                 await asyncio.wait(left, timeout=LAST_HOOK_TIME)
             await _cancel(left)
+        container._hooks.close()
 
     async def _stop_restarts(self) -> None:
         """Restart no agent any more, and wait for those that are just being stopped for it."""

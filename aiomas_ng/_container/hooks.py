@@ -48,6 +48,9 @@ class Hooks:
         self._base = base
         self._ready: dict[str, asyncio.Future[None]] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}  # runs of on_ready
+        # The agents that are being ended, and what is done when they are; with those that were ended with the
+        # container, which keeps them.
+        self._stopping: dict[str, tuple[Agent, asyncio.Future[None]]] = {}
 
     def register(self, aid: str, agent: Agent) -> None:
         """See to it that ``on_ready`` and the tasks of a new agent are run, if it has some."""
@@ -82,9 +85,56 @@ class Hooks:
         if ready is not None:
             await asyncio.shield(ready)
 
-    def begin_stop(self, aid: str, agent: Agent) -> Awaitable[None] | None:
+    def begin_stop(self, aid: str, agent: Agent, *, is_kept: bool = False) -> Awaitable[None] | None:
         """End an agent: its ``on_ready``, its tasks, and at last its ``on_stop``; return what is left to be
-        awaited, ``None`` if that is nothing."""
+        awaited, ``None`` if that is nothing.
+
+        Who ends an agent that is being ended already waits for the same end, except for a hook, which may be
+        what that waits for.
+
+        Args:
+            aid: Its id.
+            agent: The agent.
+            is_kept: The container goes on to have it.
+        """
+        earlier, ended = self._stopping.get(aid, (None, None))
+        if earlier is agent and ended is not None:
+            return None if ended.done() or is_in_hook() else asyncio.shield(ended)
+        ended = self._loop.create_future()
+        self._stopping[aid] = agent, ended
+        rest = None
+        try:
+            rest = self._begin_stop(aid, agent)
+        finally:
+            if rest is None:
+                self._stopped(aid, ended, is_kept)
+        return None if rest is None else self._finish_stop(aid, rest, ended, is_kept)
+
+    def is_stopping(self, aid: str, agent: Agent) -> bool:
+        """Return whether the agent is being ended."""
+        return self._stopping.get(aid, (None, None))[0] is agent
+
+    async def _finish_stop(
+        self, aid: str, rest: Awaitable[None], ended: asyncio.Future[None], is_kept: bool
+    ) -> None:
+        try:
+            await rest
+        finally:
+            self._stopped(aid, ended, is_kept)
+
+    def _stopped(self, aid: str, ended: asyncio.Future[None], is_kept: bool) -> None:
+        if not ended.done():
+            ended.set_result(None)
+        if not is_kept and self._stopping[aid][1] is ended:
+            del self._stopping[aid]
+
+    def close(self) -> None:
+        """Let nobody wait any more for agents whose time to end is over."""
+        for _, ended in self._stopping.values():
+            if not ended.done():
+                ended.set_result(None)
+
+    def _begin_stop(self, aid: str, agent: Agent) -> Awaitable[None] | None:
         starting = self._starting.get(aid)
         if starting in (asyncio.current_task(), CURRENT_HOOK.get()):
             starting = None
