@@ -160,7 +160,7 @@ def nodes(children: st.SearchStrategy[list[Node]]) -> st.SearchStrategy[Node]:
 trees = st.recursive(nodes(st.just([])), lambda inner: nodes(st.lists(inner, max_size=4)), max_leaves=12)
 
 
-@settings(max_examples=int(os.environ.get("AIOMAS_NG_TREES", "40")))
+@settings(max_examples=int(os.environ.get("AIOMAS_NG_TREES", "25")))
 @given(root=trees)
 async def test_each_call_ends_by_its_deadline(root: Node) -> None:
     """Every call of any tree begins and ends when the model says, cancelled or done; those whose time was
