@@ -1092,7 +1092,7 @@ async def test_by_default_a_manager_spawns_nothing_for_other_hosts(
     from aiomas_ng._io import principal
 
     for is_near in (True, False):
-        monkeypatch.setattr(principal, "_is_loopback", lambda peername, answer=is_near: answer)
+        monkeypatch.setattr(principal, "is_loopback", lambda peername, answer=is_near: answer)
         for kind in ("tcp", "tls"):
             world = World(directory, kind)
             async with world.container() as home, world.container("peer", "operator") as peer:

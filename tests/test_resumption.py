@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import hmac
 import logging
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import faults
@@ -17,13 +19,17 @@ from faults import SESSION, FaultyLink, RawPeer, connect_raw, listen_raw, serve,
 from aiomas_ng import Agent, Container, expose, rpc
 from aiomas_ng import channel as channels
 from aiomas_ng._core.session import State
-from aiomas_ng.channel import Channel, Limits
+from aiomas_ng._io import resumption as resumptions
+from aiomas_ng.channel import Channel, Limits, Server
 from aiomas_ng.exceptions import (
     ClosedByPeerError,
     ClosedByUsError,
     OverloadError,
     SessionLostError,
 )
+from aiomas_ng.util import as_ssl_context
+from tests.conftest import Transport
+from tests.tls_certificates import Certificates
 
 SHORT = Limits(grace_time=0.3, refusal_time=0.1)
 MIB = 2**20
@@ -567,6 +573,106 @@ async def test_hijacking(transport: Any, is_broken: bool) -> None:
             assert before == (session.state, session.acknowledged, session._attempt)
         if not is_broken:
             assert await client.send(1) == 1
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """An authority."""
+    return Certificates(tmp_path_factory.mktemp("certificates") / "ours")
+
+
+@contextlib.asynccontextmanager
+async def open_secured(
+    address: Any, certificates: Certificates
+) -> AsyncIterator[tuple[Server, Channel, Channel]]:
+    """Give a server with TLS, and the ends of a resumable connection whose client has shown a certificate."""
+    accepted: asyncio.Queue[Channel] = asyncio.Queue()
+    context = as_ssl_context(certificates.issue(), is_server=True)
+    async with await channels.start_server(
+        address, accepted.put_nowait, resumable=True, ssl=context, limits=LATE
+    ) as server:
+        own = as_ssl_context(certificates.issue(), is_server=False)
+        client = await channels.open_connection(server.url, resumable=True, ssl=own, limits=LATE)
+        far = await accepted.get()
+        try:
+            await begin(client, far)
+            yield server, client, far
+        finally:
+            await client.close()
+            await far.close()
+            while not accepted.empty():
+                await accepted.get_nowait().close()
+
+
+LATE = Limits(grace_time=20.0)
+SECURED = pytest.mark.parametrize("kind", ["tcp", "unix"])
+
+
+@pytest.fixture
+def place(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An address of that kind."""
+    with tempfile.TemporaryDirectory(prefix="ng-") as directory:
+        yield Transport(kind, Path(directory)).address()
+
+
+@SECURED
+async def test_same_certificate(place: Any, certificates: Certificates) -> None:
+    """Over TLS a connection is taken up again by who has shown the same certificate; large frames that were
+    cut go on, and the peer is who it was."""
+    async with open_secured(place, certificates) as (_, client, far):
+        before = far.identity
+        assert before.fingerprint is not None
+        data = bytes(3 * MIB)
+        for number in range(4):
+            reply = client.send(data)
+            for _ in range(3 * number):
+                await asyncio.sleep(0)
+            cut(client if number % 2 else far)
+            assert await reply == data
+        assert far.identity == before
+        assert not client.is_closed
+
+
+@SECURED
+@pytest.mark.parametrize("is_noticed", [True, False])
+async def test_other_certificate(place: Any, certificates: Certificates, is_noticed: bool) -> None:
+    """Another certificate of the same authority does not get the session, though it has the secret and the
+    server lets it connect; the session stays with its owner."""
+    async with open_secured(place, certificates) as (server, client, far):
+        resumption, loop = resumption_of(client), asyncio.get_running_loop()
+        own = resumption._redial
+        other = as_ssl_context(certificates.issue(), is_server=False)
+        before = far.identity
+        if is_noticed:
+            cut_off = until_broken(far)
+        else:
+            far.transport.wire.set_protocol(asyncio.Protocol())
+            cut_off = asyncio.sleep(0)
+        resumption._redial = never
+        cut(client)
+        await cut_off
+        await until_broken(client)
+        thief = RawPeer()
+        await channels.dial(server.url, lambda: thief, loop=loop, ssl=other)
+        thief.send(SESSION, 0, {"version": 1, "resume": resumption.session.ask()})
+        answer = await thief.recv()
+        assert answer[2]["refused"] == "the session belongs to somebody else"
+        await thief.until_lost()
+        assert far.identity == before
+        resumption.task.cancel()
+        resumption._redial = own
+        resumption.task = asyncio.ensure_future(resumption._dial())
+        assert await client.send(1) == 1
+
+
+async def test_rights_of_this_host_stay_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that began on the loopback interface does not go on for a peer from elsewhere."""
+    async with open_target(Transport("tcp", Path())) as (_, client, far):
+        assert far.identity.is_loopback
+        monkeypatch.setattr(resumptions, "is_loopback", lambda peername: False)
+        cut(client)
+        with pytest.raises(SessionLostError, match="belongs to somebody else"):
+            await client.send(1)
 
 
 async def test_overheard_request_is_of_no_use(transport: Any) -> None:

@@ -22,7 +22,7 @@ from aiomas_ng._core.identity import SELF, Identity, make_identity
 from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng.exceptions import AccessDeniedError
 
-__all__ = ["CURRENT_PRINCIPAL", "Principal", "allow_caller", "identify", "make_own_principal"]
+__all__ = ["CURRENT_PRINCIPAL", "Principal", "allow_caller", "identify", "is_loopback", "make_own_principal"]
 
 logger = logging.getLogger("aiomas_ng.access")
 
@@ -222,21 +222,22 @@ def identify(transport: Any) -> Identity:
     family = getattr(sock, "family", None)
     is_unix = family is not None and family == getattr(socket, "AF_UNIX", None)
     credentials = get_credentials(sock) if is_unix else (None, None, None)
-    is_loopback = family in _INTERNET and _is_loopback(get("peername"))
+    is_loopback_ = family in _INTERNET and is_loopback(get("peername"))
     ssl_object = get("ssl_object")
     if ssl_object is None:
         kind = "unix" if is_unix else "tcp" if family in _INTERNET else ""
-        return make_identity(kind, credentials=credentials, is_loopback=is_loopback)
+        return make_identity(kind, credentials=credentials, is_loopback=is_loopback_)
     # None: no certificate. Empty: it was not verified, because the context does not ask for that.
     certificate = ssl_object.getpeercert()
     der = ssl_object.getpeercert(True) if certificate else None
-    return make_identity("unix" if is_unix else "tls", certificate, der, credentials, is_loopback)
+    return make_identity("unix" if is_unix else "tls", certificate, der, credentials, is_loopback_)
 
 
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
-def _is_loopback(peername: Any) -> bool:
+def is_loopback(peername: Any) -> bool:
+    """Return whether *peername*, which a transport gives, is an address that is for its host alone."""
     try:
         address = ipaddress.ip_address(peername[0].partition("%")[0])
     except (TypeError, ValueError, IndexError, AttributeError):

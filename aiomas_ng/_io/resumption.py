@@ -28,6 +28,7 @@ from aiomas_ng._core.framing import HEADER
 from aiomas_ng._core.limits import Limits
 from aiomas_ng._core.session import ID_SIZE, SECRET_SIZE, Session, State, Tally
 from aiomas_ng._io.endpoint import FIRST_PAUSE, LONGEST_PAUSE, PAUSE_GROWTH
+from aiomas_ng._io.principal import is_loopback
 from aiomas_ng._io.session_transport import SessionTransport, feed
 from aiomas_ng.exceptions import ClosedByPeerError, ConnectError, ResumptionError, SessionLostError
 from aiomas_ng.liveness import ConnectionState
@@ -117,6 +118,7 @@ class Resumption:
         self._expiry: asyncio.TimerHandle | None = None
         self._lost_because = ""
         self._identity: tuple[Any, Any] = (None, None)  # whose session it is
+        self._is_loopback = False  # whether that is somebody on this host
 
     def __repr__(self) -> str:
         return f"<Resumption of {self._protocol.channel!r}, {self.session.state.value}>"
@@ -126,6 +128,7 @@ class Resumption:
         self.transport = SessionTransport(wire, self.session, self._protocol._loop)
         if self._redial is None:
             self._identity = _get_identity(wire)
+            self._is_loopback = is_loopback(wire.get_extra_info("peername"))
         return self.transport
 
     # Who the peer is
@@ -326,7 +329,9 @@ class Resumption:
         Raises:
             ResumptionError: It may not.
         """
-        if _get_identity(wire) != self._identity:
+        # Who was on this host may have rights for that, and must not pass them on to another.
+        is_elsewhere = self._is_loopback and not is_loopback(wire.get_extra_info("peername"))
+        if is_elsewhere or _get_identity(wire) != self._identity:
             raise ResumptionError("the session belongs to somebody else")
         return self.session.answer(request)
 
