@@ -587,7 +587,7 @@ class Container(PeerWatching):
         client.url = url
         self._connections.add(client)
         self._context.attach(chan, url)
-        chan._when_lost(lambda _: self._connections.discard(client))
+        chan._when_lost(lambda _: self._ending.forget(client))
         return client
 
     # Agents

@@ -23,12 +23,13 @@ from test_resumption import (
 )
 
 import aiomas_ng
+from aiomas_ng import Agent, Container, expose, rpc
 from aiomas_ng import channel as channels
 from aiomas_ng._core.session import State
 from aiomas_ng._io import returning
 from aiomas_ng.channel import Channel, Limits, Server
 from aiomas_ng.exceptions import ClosedByPeerError, PeerUnresponsiveError, TooManyConnectionsError
-from aiomas_ng.liveness import ConnectionState
+from aiomas_ng.liveness import ConnectionState, Liveness
 
 CLOSE = 13
 ONE = Limits(connections=1)
@@ -322,11 +323,14 @@ async def test_two_diallers_do_not_meet(transport: Any) -> None:
     async with open_served(transport) as (_, client, _far):
         resumption = resumption_of(client)
         dials = 0
+        held = asyncio.Event()
         redial = resumption._redial
 
         async def redial_late(make: Any) -> Any:
             nonlocal dials
             dials += 1
+            if dials == 2:
+                await held.wait()
             result = await redial(make)
             if dials == 1:
                 await until_resumed(client)
@@ -342,6 +346,7 @@ async def test_two_diallers_do_not_meet(transport: Any) -> None:
         await until_broken(client)
         assert resumption.task is not first
         await first
+        held.set()
         assert await client.send(1) == 1
         assert dials == 2
 
@@ -521,3 +526,118 @@ async def test_everything_is_given_back(transport: Any, seed: int) -> None:
         assert not sessions._broken
         await until(lambda: not sessions.returning)
         await until(lambda: not server._connections)
+
+
+class Worker(Agent):
+    """Calls others, who call it back."""
+
+    def __init__(self, container: Container) -> None:
+        super().__init__(container)
+        self.heard: list[int] = []
+
+    @expose
+    async def work(self, url: str, depth: int) -> int:
+        if not depth:
+            await asyncio.sleep(0)
+            return 1
+        other = await self.container.connect(url)
+        return 1 + int(await other.work(self.addr, depth - 1))
+
+    @expose
+    async def hear(self, number: int) -> None:
+        await asyncio.sleep(0)
+        self.heard.append(number)
+
+    @expose
+    async def never(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_containers_that_end_while_they_are_cut(transport: Any, seed: int) -> None:
+    """Containers whose connections break all the time, under deadlines and with pings, each shut down at any
+    moment: all calls end, so does each container in its grace, and nothing is counted any more."""
+    numbers = random.Random(seed)
+    kwds: dict[str, Any] = {
+        "limits": Limits(grace_time=1.0, refusal_time=0.2, requests=10, oneways=4, turn=2, connections=3),
+        "liveness": Liveness(interval=0.05, patience=0.5),
+        "as_coro": True,
+    }
+    containers = [await Container.create(transport.address(), **kwds) for _ in range(3)]
+    workers = [Worker(container) for container in containers]
+
+    async def call(worker: Worker) -> None:
+        for _ in range(8):
+            other = numbers.choice(workers)
+            with contextlib.suppress(aiomas_ng.exceptions.AiomasError):
+                async with contextlib.AsyncExitStack() as stack:
+                    if numbers.random() < 0.5:
+                        stack.enter_context(aiomas_ng.deadlines.within(numbers.choice([0.001, 0.05, 5.0])))
+                    remote = await worker.container.connect(other.addr)
+                    await remote.work(worker.addr, numbers.randrange(4))
+                    for number in range(numbers.randrange(20)):
+                        rpc.with_options(remote.hear, oneway=True)(number)
+                    if numbers.random() < 0.2:
+                        rpc.with_options(remote.never, oneway=True)()
+
+    async def cut_some() -> None:
+        while not all(container._ending.is_over for container in containers):
+            for container in containers:
+                for client in list(container._connections):
+                    wire = getattr(client.channel.transport, "wire", None)
+                    if wire is not None and numbers.random() < 0.05:
+                        wire.abort()
+            await asyncio.sleep(0.001)
+
+    async def end(container: Container) -> None:
+        await asyncio.sleep(numbers.random() * 0.3)
+        await container.shutdown(as_coro=True, grace=numbers.choice([0, 0.1]))
+
+    budgets = [container._connect_kwargs["budget"] for container in containers]
+    async with asyncio.timeout(20):
+        await asyncio.gather(
+            *(call(worker) for worker in workers for _ in range(3)),
+            cut_some(),
+            *(end(container) for container in containers),
+        )
+    for budget in budgets:
+        assert (budget.working, budget.waiting, budget.size, budget._lent) == (0, 0, 0, 0)
+        assert not budget._queue
+
+
+@pytest.mark.parametrize("grace", [0, 5])
+async def test_one_way_calls_do_not_outlive_the_container(transport: Any, grace: float) -> None:
+    """One-way calls go on when the connection that they came over has ended; the end of the container waits
+    for them as for others, and cancels what does not end."""
+    home = await Container.create(transport.address(), as_coro=True)
+    other = await Container.create(transport.address(), as_coro=True)
+    go = asyncio.Event()
+    ends: list[str] = []
+
+    class Slow(Agent):
+        @expose
+        async def run(self) -> None:
+            try:
+                await go.wait()
+                ends.append("done")
+            except asyncio.CancelledError:
+                ends.append("cancelled")
+                raise
+
+    agent = Slow(home)
+    remote = await other.connect(agent.addr)
+    rpc.with_options(remote.run, oneway=True)()
+    budget = home._connect_kwargs["budget"]
+    await until(lambda: budget.working == 1)
+    await other.shutdown(as_coro=True, grace=0)
+    await until(lambda: not home._connections)
+    assert (budget.working, ends) == (1, [])
+    shutdown = asyncio.ensure_future(home.shutdown(as_coro=True, grace=grace))
+    if grace:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not shutdown.done()
+        go.set()
+    await shutdown
+    assert ends == ["done" if grace else "cancelled"]
+    assert budget.working == 0

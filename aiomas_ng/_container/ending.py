@@ -25,11 +25,13 @@ from aiomas_ng._container.signals import SignalWatch
 from aiomas_ng._core.deadline import get_context_without
 from aiomas_ng._io.background import ENDER
 from aiomas_ng._io.closing import GRACE, check_grace
-from aiomas_ng._io.job import CURRENT_JOB
+from aiomas_ng._io.connection import CLOSE_GRACE
+from aiomas_ng._io.job import CURRENT_JOB, Job
 from aiomas_ng.pipe import CURRENT_DRIVER
 
 if TYPE_CHECKING:
     from aiomas_ng.agent import Container
+    from aiomas_ng.rpc import RpcClient
 
 __all__ = ["GRACE", "Ending"]
 
@@ -66,6 +68,8 @@ class Ending:
         self._timers: list[asyncio.TimerHandle] = []
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._is_hurried = False
+        # One-way calls that go on although their connection has ended.
+        self._left_over: set[Job] = set()
         self.is_closing = False  #: Whether the connections are being closed.
 
     @property
@@ -132,6 +136,17 @@ class Ending:
                 if not self.is_over:
                     await self.run(grace)
         return received.result() if received.done() else None
+
+    def forget(self, client: RpcClient) -> None:
+        """A connection has ended. What nobody waits for, one-way calls, goes on, but not without end."""
+        self._container._connections.discard(client)
+        for job in client.channel._running:
+            self._left_over.add(job)
+            job.task.add_done_callback(lambda _, job=job: self._left_over.discard(job))  # type: ignore[misc]
+
+    def _get_left_over(self) -> list[Job]:
+        current = CURRENT_JOB.get()
+        return [job for job in self._left_over if job is not current]
 
     def hurry(self) -> None:
         """Wait for nothing any more: what still runs is cancelled, and all is closed."""
@@ -205,6 +220,7 @@ class Ending:
             waiting: set[asyncio.Future[Any]] = set(container._peers.get_tasks())  # calls not sent yet
             for client in container._connections:
                 waiting.update(client.channel._get_under_way())
+            waiting.update(job.task for job in self._get_left_over())
             if not waiting or not await self._wait(waiting, self._grace_over):
                 return
 
@@ -222,6 +238,7 @@ class Ending:
         container = self._container
         self.is_closing = True
         clients = list(container._connections)
+        left_over = self._get_left_over()
         # At once, and without waiting for anything: whoever may cancel us now, all is on its way.
         container._context.end_requests()
         for client in clients:
@@ -234,6 +251,7 @@ class Ending:
                 container._context.shutdown(grace=0),
                 *(client.close() for client in clients),
                 container._peers.close(),
+                _cancel_jobs(left_over),
                 return_exceptions=True,
             )
         except asyncio.CancelledError:
@@ -253,6 +271,16 @@ async def _as_coroutine(awaitable: Any) -> None:
 
 async def _wait_all(waiting: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.wait(waiting)
+
+
+async def _cancel_jobs(jobs: list[Job]) -> None:
+    """Cancel calls, and give them a moment to end."""
+    for job in jobs:
+        job.cancel()
+    if jobs:
+        _, pending = await asyncio.wait([job.task for job in jobs], timeout=CLOSE_GRACE)
+        for task in pending:
+            logger.warning("a handler goes on although its container has ended: %r", task)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
