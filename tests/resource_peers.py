@@ -50,6 +50,9 @@ class FakeChannel:
         self._protocol = self
         self._exchange = self
 
+    def _log(self, level: int, text: str, *args: Any, log: Any, error: Any = None) -> None:
+        log.log(level, text, *args, exc_info=error)
+
     def _peername(self) -> str:
         return "nowhere"
 
