@@ -62,7 +62,8 @@ class Limits:
         transfer_time: Seconds after which such a body is given up if no block of it comes or is fetched.
         resend_size: Bytes that are kept until the peer has acknowledged them, to be sent again if the
             connection breaks.  Beyond: while it is broken, as while the peer does not read; else, with a peer
-            that acknowledges nothing, the connection cannot be taken up again any more.
+            that acknowledges nothing, the connection cannot be taken up again any more.  Not below some
+            100 KiB: acknowledgements come every 32 KiB.
         grace_time: Seconds for which a connection that broke may be taken up again; its calls wait as long.
         refusal_time: Seconds after which that is given up if the peer's address refuses connections: no
             process listens there.
