@@ -97,7 +97,7 @@ class Limits:
     backlog: int = 128 * MIB
     streams: int = 1_000
     stream_window: int = 64
-    turn: int = 128
+    turn: int = 32
     observations: int = 10_000
     block_size: int = 32 * 1024
     body_size: int = 128 * MIB
