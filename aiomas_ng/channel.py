@@ -143,6 +143,7 @@ async def open_connection(
     Cancelling it is safe; the attempt is given up.
     """
     loop = loop or util.get_loop()
+    _check_figures(limits, liveness)
     make_codec = _codec_factory(codec, extra_serializers)
     instance = make_codec()  # before anything is dialled: a codec may miss its package
 
@@ -201,6 +202,7 @@ async def start_server(
         AddressError: *addr* is no address.
     """
     loop = loop or util.get_loop()
+    _check_figures(limits, liveness)
     make_codec = _codec_factory(codec, extra_serializers)
     make_codec()
     sessions = Sessions(limits)
@@ -249,6 +251,7 @@ async def open_pair(
         tracebacks: As for :func:`open_connection`, for both ends.
         budget: What they share with other connections of a container.
     """
+    _check_figures(limits)
     make_codec = _codec_factory(codec, extra_serializers)
     near, far = (
         ChannelProtocol(make_codec(), loop=loop, limits=limits, tracebacks=tracebacks, budget=budget)
@@ -264,6 +267,15 @@ def _limit_handshake(kwds: dict[str, Any], limits: Limits) -> None:
     """Give asyncio the time that a TLS handshake may take, unless the caller has."""
     if kwds.get("ssl") and kwds.get("ssl_handshake_timeout") is None:
         kwds["ssl_handshake_timeout"] = min(limits.handshake_time, LONGEST_HANDSHAKE)
+
+
+def _check_figures(limits: Any, liveness: Any = None) -> None:
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be Limits, as in Limits(calls=100), but is {limits!r}")
+    if liveness is not None and not isinstance(liveness, Liveness):
+        raise TypeError(
+            f"liveness must be Liveness, as in Liveness(interval=5), or None, but is {liveness!r}"
+        )
 
 
 def _codec_factory(codec: CodecFactory | None, extra_serializers: Serializers) -> CodecFactory:

@@ -92,6 +92,8 @@ def within(seconds: float | None, *, clock: BaseClock | None = None) -> Scope:
     own = None if clock is None or clock.is_real else clock
     if seconds is None:
         return Scope(own, math.inf)
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"a deadline must be a number of seconds but is {seconds!r}")
     if math.isnan(seconds):
         raise ValueError("a deadline must be a number of seconds, not NaN")
     return Scope(own, _now(own) + seconds)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import Transport
 
-from aiomas_ng import JSON, Agent, Container, directory, error, state
+from aiomas_ng import JSON, Agent, Container, channel, deadlines, directory, error, state
 from aiomas_ng.channel import Limits
 from aiomas_ng.exceptions import AddressError
 from aiomas_ng.message import PUT, Message
@@ -168,3 +168,27 @@ def test_typo_in_an_option_is_explained() -> None:
     make: Callable[..., Message] = Message
     with pytest.raises(AttributeError, match="uri_path"):
         make(PUT, uri_pat=["a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"limits": 5}, r"limits must be Limits, as in Limits\(calls=100\), but is 5"),
+        ({"liveness": 5}, r"liveness must be Liveness, as in Liveness\(interval=5\), or None, but is 5"),
+    ],
+    ids=repr,
+)
+async def test_wrong_figures_are_named(options: dict[str, Any], text: str) -> None:
+    """What is no set of limits, or no figures of liveness, is refused before anything is opened."""
+    with pytest.raises(TypeError, match=text):
+        await Container.create(("127.0.0.1", 0), as_coro=True, **options)
+    with pytest.raises(TypeError, match=text):
+        await channel.open_connection(("127.0.0.1", 1), **options)
+    with pytest.raises(TypeError, match=text):
+        await channel.start_server(("127.0.0.1", 0), print, **options)
+
+
+def test_deadline_must_be_a_number() -> None:
+    """A deadline of some other type is refused with what it is."""
+    with pytest.raises(TypeError, match="a deadline must be a number of seconds but is '5'"):
+        deadlines.within("5")  # type: ignore[arg-type]
