@@ -41,11 +41,12 @@ from aiomas_ng._io.connection import logger
 from aiomas_ng._io.dispatcher import BUNDLE_SIZE, Dispatcher
 from aiomas_ng._io.endpoint import Server, dial, listen
 from aiomas_ng._io.frame_watch import FrameWatch
+from aiomas_ng._io.handshake import hand_over
 from aiomas_ng._io.heartbeat import Heartbeat, begin_heartbeat
 from aiomas_ng._io.job import is_awaitable, pass_on_interrupt
 from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng._io.reply import Reply, ReplyStream
-from aiomas_ng._io.resumption import Redial, Resumption, Sessions, hand_over
+from aiomas_ng._io.resumption import Redial, Resumption, Sessions
 from aiomas_ng._io.returning import Returning, wait_for_return
 from aiomas_ng._io.turns import Messages, Turns
 from aiomas_ng._io.writer import FrameWriter
