@@ -41,7 +41,6 @@ from __future__ import annotations
 from aiomas_ng._core.access import (
     EVERYBODY,
     NOBODY,
-    Policy,
     Rule,
     certified,
     fingerprints,
@@ -55,6 +54,7 @@ from aiomas_ng._core.access import (
     via,
 )
 from aiomas_ng._core.identity import Identity
+from aiomas_ng._core.policy import Policy
 from aiomas_ng._io.principal import CURRENT_PRINCIPAL, allow_caller
 from aiomas_ng.exceptions import AccessDeniedError
 

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiomas_ng._core.access import Policy, Rule
+from aiomas_ng._core.access import Rule
 from aiomas_ng._core.identity import SELF, Identity, make_identity
+from aiomas_ng._core.policy import Policy
 from aiomas_ng._io.limited_log import LimitedLog
 from aiomas_ng.exceptions import AccessDeniedError
 
