@@ -95,11 +95,9 @@ def is_fault(exception: BaseException) -> bool:
     """
     if not isinstance(exception, Exception):
         return False  # a cancellation, or the end of the program
-    if _user_traceback(exception) is not None:
-        return True
-    cause = exception.__cause__
-    is_sent_value = isinstance(exception, SerializationError)
-    return is_sent_value and cause is not None and _user_traceback(cause) is not None
+    return is_of_user(exception) or (
+        isinstance(exception, SerializationError) and is_of_user(exception.__cause__)
+    )
 
 
 def rebuild(origin: Any, content: Any) -> RemoteException:
